@@ -1,0 +1,1 @@
+"""GPU telemetry and accounting by Kubernetes ResourceClaim."""

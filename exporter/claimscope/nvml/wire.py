@@ -1,0 +1,83 @@
+"""What the agent and its sampler process say to each other over one SEQPACKET socket.
+
+Each packet is one MessagePack-encoded message. Windows are sent non-blocking and dropped whole if the parent
+stalls: they carry totals, so a dropped one costs resolution and nothing else. Events and inventories are kept and
+sent again at the next tick.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from claimscope.model import Event, Inventory, Window
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
+    """First message to the sampler: everything it needs to know."""
+
+    library: str | None = None  # path of libnvidia-ml.so.1; None: where the dynamic linker finds it
+    sampling_hz: float = 10.0
+    gpm_hz: float = 1.0
+    window_seconds: float = 1.0
+    driver_time_budget_ratio: float = 0.01  # driver time / wall time per GPU above which sampling is shed
+    collectors: tuple[str, ...] = ()  # opt-in collectors that are on
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
+    """To the sampler: let NVML go, so that a GPU can be reset."""
+
+
+class Acquire(msgspec.Struct, frozen=True, kw_only=True, tag="acquire"):
+    """To the sampler: take NVML up again."""
+
+
+class Burst(msgspec.Struct, frozen=True, kw_only=True, tag="burst"):
+    """To the sampler: sample the few fast quantities at `hz` for `seconds`."""
+
+    hz: float = 100.0
+    seconds: float = 10.0
+
+
+class CallCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Driver time that one kind of call took since the session began."""
+
+    calls: int
+    seconds: float
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
+    """From the sampler, once a window: how it is doing. Counts run since the session began."""
+
+    session: int
+    wall_ns: int
+    ticks: int
+    late_ticks: int  # deadlines that were passed and not replayed
+    lateness_max_seconds: float  # worst wake-up of the last window
+    dropped_messages: int
+    sampling_hz: float  # in force now, after shedding or in a burst
+    shed: bool  # below the configured rate because the driver is slow
+    driver_seconds: dict[str, float] = {}  # uuid of the GPU -> driver time
+    calls: dict[str, CallCost] = {}  # name of the call -> cost
+    cpu_seconds: float = 0.0
+
+
+class WindowMessage(msgspec.Struct, frozen=True, tag="window"):
+    """From the sampler: one window of one entity."""
+
+    window: Window
+
+
+class EventMessage(msgspec.Struct, frozen=True, tag="event"):
+    """From the sampler: an event, at once."""
+
+    event: Event
+
+
+class InventoryMessage(msgspec.Struct, frozen=True, tag="inventory"):
+    """From the sampler: the inventory, whenever it changed."""
+
+    inventory: Inventory
+
+
+ToSampler = Settings | Release | Acquire | Burst
+FromSampler = WindowMessage | EventMessage | InventoryMessage | Status
