@@ -1,0 +1,223 @@
+"""The command line: the only reader of arguments and environment; it builds the configuration and runs one part.
+
+Exit codes: 0 done, 1 it could not be done, 2 the command line or configuration is wrong. Each failure is one line
+on standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from claimscope import config, logs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+logger = logging.getLogger(__name__)
+
+
+class _Failure(click.ClickException):
+    """The one line that says why it could not be done."""
+
+    exit_code = 1
+
+
+def _setting_options(command: Command) -> Command:
+    """One option per setting, all of them text: `config.py` converts and checks, wherever a value comes from."""
+    for field in reversed(config.fields()):
+        words = "|".join(field.choices) if field.choices else None
+        default = field.default if field.default not in (None, "", ()) else None
+        about = field.description.replace("`", "")
+        if default is not None:
+            about += f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
+        command = click.option(field.flag, field.key, metavar=words or _metavar(field), help=about)(command)
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        help="YAML file with the same settings as keys, sampling_hz: 5.",
+    )(command)
+
+
+def _metavar(field: config.Field) -> str:
+    return "NUMBER" if isinstance(field.default, float) else "TEXT"
+
+
+def load(config_file: str | None, flags: dict[str, str | None]) -> config.Config:
+    """The agent's configuration from file, environment and flags; raises click.UsageError."""
+    name = config_file or os.environ.get("CLAIMSCOPE_CONFIG") or None
+    try:
+        text = "" if name is None else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise click.UsageError(f"configuration file {name}: {reason}") from error
+    try:
+        built = config.build(
+            config.from_file(text, name or ""), config.from_environment(os.environ), config.from_flags(flags)
+        )
+    except config.ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return built if built.node_name else config.with_node_name(built, socket.gethostname())
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` to its end, or cancels it at the first SIGTERM or SIGINT; a second one kills at once."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    stopped_by: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped_by.append(number)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        logger.info("stopping on %s", signal.Signals(number).name)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not stopped_by:
+            raise
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="claimscope", message="claimscope %(version)s")
+def cli() -> None:
+    """GPU telemetry and accounting by Kubernetes ResourceClaim."""
+
+
+@cli.command()
+@_setting_options
+def agent(config_file: str | None, **flags: str | None) -> None:
+    """Sample this node's GPUs and serve them, and who holds them, to Prometheus.
+
+    Each flag is also an environment variable, CLAIMSCOPE_SAMPLING_HZ for --sampling-hz, and a key of the file.
+    """
+    settings = load(config_file, flags)
+    logs.configure(settings.log_level, settings.log_format, sys.stderr)
+    from claimscope import agent as wiring
+
+    try:
+        asyncio.run(_until_signal(wiring.run(settings)))
+    except wiring.AgentError as error:
+        raise _Failure(str(error)) from error
+
+
+@cli.command()
+@click.option(
+    "--profile", default="h100x8", show_default=True, metavar="|".join(config.PROFILES), help="Node to simulate."
+)
+@click.option("--scenario", metavar="FILE", help="YAML file of what happens to its GPUs.")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Stop by itself after so long.")
+def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
+    """Run the agent on a simulated node, with Prometheus where there is one, until Ctrl-C."""
+    load(None, {"simulate": profile, "scenario": scenario})
+    from claimscope import demo as driver
+
+    try:
+        asyncio.run(_until_signal(driver.run(profile=profile, scenario=scenario, seconds=seconds, say=click.echo)))
+    except driver.DemoError as error:
+        raise _Failure(str(error)) from error
+
+
+@cli.command()
+@_setting_options
+def doctor(config_file: str | None, **flags: str | None) -> None:
+    """Check what the agent needs on this node, and say how to cure what is missing."""
+    settings = load(config_file, flags)
+    from claimscope import doctor as checks
+
+    findings = checks.examine(asyncio.run(checks.gather(settings, os.environ)))
+    for finding in findings:
+        click.echo(finding.line)
+    if any(finding.verdict is checks.Verdict.FAIL for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.option(
+    "--format", "form", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Output form."
+)
+def metrics(form: str) -> None:
+    """List every metric family the agent can serve."""
+    from claimscope.export import docs
+
+    click.echo(docs.markdown() if form == "md" else docs.as_json(), nl=False)
+
+
+@cli.group()
+def nvml() -> None:
+    """Talk to the agent on this node: let NVML go, take it up again, sample faster for a while."""
+
+
+def _control(socket_path: str | None, request: dict[str, object]) -> None:
+    flags = {"control_socket": socket_path}
+    path = load(None, flags).control_socket
+    from claimscope.nvml import control
+
+    try:
+        answer = asyncio.run(control.ask(path, request))
+    except control.ControlError as error:
+        raise _Failure(str(error)) from error
+    click.echo(answer)
+
+
+_socket_option = click.option("--control-socket", metavar="PATH", help="The agent's --control-socket.")
+
+
+@nvml.command()
+@_socket_option
+def release(control_socket: str | None) -> None:
+    """Let NVML go, so that a GPU can be reset or its MIG mode changed."""
+    _control(control_socket, {"command": "release"})
+
+
+@nvml.command()
+@_socket_option
+def acquire(control_socket: str | None) -> None:
+    """Take NVML up again."""
+    _control(control_socket, {"command": "acquire"})
+
+
+@nvml.command()
+@_socket_option
+@click.option("--hz", type=click.FloatRange(1, 100), default=100.0, show_default=True, help="Samples a second.")
+@click.option("--seconds", type=click.FloatRange(1, 60), default=10.0, show_default=True, help="For how long.")
+def burst(control_socket: str | None, hz: float, seconds: float) -> None:
+    """Sample energy, byte counters and power faster for a while."""
+    _control(control_socket, {"command": "burst", "hz": hz, "seconds": seconds})
+
+
+@nvml.command()
+@_socket_option
+def status(control_socket: str | None) -> None:
+    """Say how the sampler is doing."""
+    _control(control_socket, {"command": "status"})
+
+
+def main() -> None:
+    """Entry point: one line and an exit code for every failure, never a traceback for a user's mistake."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"claimscope: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,348 @@
+"""What can be configured, within which bounds, and where a setting came from.
+
+One table, the fields of `Config`: flags, environment variables, keys of the YAML file, validation and
+docs/configuration.md all follow from it. Nothing here reads a file or the environment; `cli.py` hands both in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+ENVIRONMENT_PREFIX = "CLAIMSCOPE_"
+KUBELET_SOCKET = "/var/lib/kubelet/pod-resources/kubelet.sock"
+SAMPLING_HZ_MAX = 20.0
+_FILE_BYTES_MAX = 1 << 20  # YAML aliases expand; a configuration is never this large
+
+Profile = Literal["h100x8", "a100x8-mig", "b200x8", "l40sx4"]
+Collector = Literal["nvlink-per-link", "processes"]
+Attribution = Literal["kubelet", "off"]
+ApiServer = Literal["auto", "off"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+PROFILES: tuple[str, ...] = get_args(Profile)
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used: where it stands, what was found, what to write instead."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's settings. Every field is a flag, an environment variable and a key of the file."""
+
+    web_listen_address: Annotated[
+        str,
+        Meta(description="Address that /metrics is served on: `:19400`, `127.0.0.1:19400` or `[::1]:19400`."),
+    ] = ":19400"
+    node_name: Annotated[
+        str, Meta(description="Name of this Kubernetes node. Empty: the host name of the machine.")
+    ] = ""
+    sampling_hz: Annotated[
+        float,
+        Meta(ge=1, le=SAMPLING_HZ_MAX, description="Samples a second of power, utilization and the like."),
+    ] = 10.0
+    driver_time_budget_ratio: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Time spent in driver calls per GPU above which sampling slows down by itself."),
+    ] = 0.01
+    hang_seconds: Annotated[
+        float,
+        Meta(ge=1, le=600, description="Seconds that one driver call may take before its sampler is given up."),
+    ] = 10.0
+    collectors: Annotated[
+        tuple[Collector, ...],
+        Meta(description="Collectors that are off unless named here; `processes` needs the host's pid namespace."),
+    ] = ()
+    nvml_library: Annotated[
+        str | None,
+        Meta(description="Path of libnvidia-ml.so.1. Unset: where the dynamic linker finds it."),
+    ] = None
+    simulate: Annotated[
+        Profile | None,
+        Meta(description="Simulate a node with these GPUs, and its kubelet, instead of reading real ones."),
+    ] = None
+    scenario: Annotated[
+        str | None, Meta(description="YAML file of what happens in the simulation: XIDs, ECC errors, a lost GPU.")
+    ] = None
+    attribution: Annotated[
+        Attribution, Meta(description="Where holders of devices are learnt from; `off` serves devices only.")
+    ] = "kubelet"
+    pod_resources_socket: Annotated[
+        str | None,
+        Meta(description=f"The kubelet's pod-resources socket. Unset: `{KUBELET_SOCKET}`, or the simulated kubelet."),
+    ] = None
+    api_server: Annotated[
+        ApiServer, Meta(description="Whether ResourceSlices are read from the API server; `auto`: where there is one.")
+    ] = "auto"
+    kubeconfig: Annotated[
+        str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
+    ] = None
+    state_file: Annotated[
+        str, Meta(description="Journal that accounts survive a restart in. Empty: they do not.")
+    ] = "/var/lib/claimscope/agent.json"
+    control_socket: Annotated[
+        str, Meta(description="Unix socket for `claimscope nvml`. Empty: none.")
+    ] = "/run/claimscope/agent.sock"
+    log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
+    log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
+
+    @property
+    def kubelet_socket(self) -> str:
+        """The pod-resources socket of a real kubelet: as configured, else where every kubelet puts it."""
+        return KUBELET_SOCKET if self.pod_resources_socket is None else self.pod_resources_socket
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Host (empty: every address) and port of the web server."""
+        return split_address(self.web_listen_address)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`, `[v6]:port` or `:port`; raises ValueError with what is wrong."""
+    host, colon, port_text = address.rpartition(":")
+    if not colon or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+        raise ValueError(f"`{address}` is not host:port, [v6 address]:port or :port")
+    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+        raise ValueError(f"port `{port_text}` of `{address}` is not a number from 0 to 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One setting, as flags, environment, file and documentation show it."""
+
+    key: str
+    type: Any  # an annotated type, for msgspec
+    default: Any
+    description: str
+    choices: tuple[str, ...]
+    is_list: bool
+    lowest: str  # lower bound for people: "1", "above 0"; empty: none
+    highest: str
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling."""
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment's spelling."""
+        return ENVIRONMENT_PREFIX + self.key.upper()
+
+
+def _choices(of: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
+    if get_origin(of) is Literal:
+        return get_args(of)
+    return tuple(choice for argument in get_args(of) for choice in _choices(argument))
+
+
+def fields() -> tuple[Field, ...]:
+    """Every setting, in the order of the documentation."""
+    hints = get_type_hints(Config, include_extras=True)
+    made: list[Field] = []
+    for info in msgspec.structs.fields(Config):
+        annotated = hints[info.name]
+        bare, meta = get_args(annotated)
+        made.append(
+            Field(
+                key=info.name,
+                type=annotated,
+                default=info.default,
+                description=meta.description,
+                choices=_choices(bare),
+                is_list=get_origin(bare) is tuple,
+                lowest=f"above {meta.gt:g}" if meta.gt is not None else f"{meta.ge:g}" if meta.ge is not None else "",
+                highest=f"{meta.le:g}" if meta.le is not None else "",
+            )
+        )
+    return tuple(made)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One value as somebody wrote it, and where."""
+
+    key: str
+    value: object
+    where: str  # "claimscope.yaml:3:1", "environment variable CLAIMSCOPE_SIMULATE", "--simulate"
+    strict: bool  # values of the file have types of their own; elsewhere everything is text
+
+
+def did_you_mean(word: str, known: tuple[str, ...]) -> str:
+    """A hint for a misspelt word: the closest known one, else all of them."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
+
+
+def from_file(text: str, name: str) -> Iterator[Setting]:
+    """The settings of a YAML file; raises ConfigError with file, line and column."""
+    if len(text) > _FILE_BYTES_MAX:
+        raise ConfigError(f"{name}: more than {_FILE_BYTES_MAX} bytes: this is not a configuration file")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
+        raise ConfigError(f"{at}: not YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{name}:{root.start_mark.line + 1}:1: expected `key: value` lines")
+    known = {field.key: field for field in fields()}
+    seen: set[str] = set()
+    for key_node, value_node in root.value:
+        at = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+        if key not in known:
+            raise ConfigError(f"{at}: unknown key `{key}`: {did_you_mean(key, tuple(known))}")
+        if key in seen:
+            raise ConfigError(f"{at}: key `{key}` stands here a second time: remove one")
+        seen.add(key)
+        at = f"{name}:{value_node.start_mark.line + 1}:{value_node.start_mark.column + 1}"
+        value = values[key]
+        if isinstance(value, bool) and known[key].choices and isinstance(value_node, yaml.ScalarNode):
+            value = value_node.value  # YAML 1.1 reads a bare `off` as false; here it is one of the words
+        yield Setting(key=key, value=value, where=at, strict=True)
+
+
+def from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
+    """The settings of the environment. Other CLAIMSCOPE_ variables are left alone: a Service makes some."""
+    for field in fields():
+        value = environment.get(field.variable)
+        if value is not None:
+            yield Setting(
+                key=field.key, value=value, where=f"environment variable {field.variable}", strict=False
+            )
+
+
+def from_flags(flags: Mapping[str, str | None]) -> Iterator[Setting]:
+    """The settings of the command line; None stands for a flag that was not given."""
+    for field in fields():
+        value = flags.get(field.key)
+        if value is not None:
+            yield Setting(key=field.key, value=value, where=field.flag, strict=False)
+
+
+def _bounds(field: Field) -> str:
+    if field.lowest and field.highest:
+        return f"{field.lowest} to {field.highest}"
+    return field.lowest or field.highest
+
+
+def _convert(setting: Setting, field: Field) -> object:
+    value = setting.value
+    if isinstance(value, str) and not setting.strict:
+        if field.is_list:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        elif value == "" and field.default is None:
+            return None
+    if field.choices:
+        for word in value if isinstance(value, list) else [value]:
+            if word not in field.choices and not (word is None and field.default is None):
+                hint = did_you_mean(str(word), field.choices)
+                raise ConfigError(f"{setting.where}: unknown value `{word}`: {hint}")
+    try:
+        converted: object = msgspec.convert(value, field.type, strict=setting.strict)
+    except msgspec.ValidationError as error:
+        if field.key == "sampling_hz" and _number(value) > SAMPLING_HZ_MAX:
+            raise ConfigError(
+                f"{setting.where}: {value} samples a second is above {SAMPLING_HZ_MAX:g}: "
+                "for up to 100 for a while use `claimscope nvml burst`"
+            ) from error
+        if _bounds(field):
+            raise ConfigError(f"{setting.where}: `{value}` is not a number within {_bounds(field)}") from error
+        raise ConfigError(f"{setting.where}: `{value}`: {error}") from error
+    if isinstance(converted, float) and converted != converted:
+        raise ConfigError(f"{setting.where}: `{value}` is not a number within {_bounds(field)}")
+    check = _CHECKS.get(field.key)
+    if check is not None and isinstance(converted, str):
+        try:
+            check(converted)
+        except ValueError as error:
+            raise ConfigError(f"{setting.where}: {error}") from error
+    return converted
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, str | int | float) else 0.0
+    except ValueError:
+        return 0.0
+
+
+_CHECKS: Mapping[str, Callable[[str], object]] = {"web_listen_address": split_address}
+
+
+def build(*layers: Iterator[Setting]) -> Config:
+    """The configuration that the layers add up to; a later layer wins. Raises ConfigError."""
+    known = {field.key: field for field in fields()}
+    where: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for setting in layer:
+            values[setting.key] = _convert(setting, known[setting.key])
+            where[setting.key] = setting.where
+    config = Config(**values)
+    if config.scenario is not None and config.simulate is None:
+        raise ConfigError(f"{where['scenario']}: a scenario needs a simulated node: add --simulate PROFILE")
+    if config.simulate is not None and config.nvml_library is not None:
+        raise ConfigError(
+            f"{where['nvml_library']}: --simulate {config.simulate} brings its own library: leave one of them out"
+        )
+    return config
+
+
+def with_node_name(config: Config, node_name: str) -> Config:
+    """The same configuration for a node of this name."""
+    return msgspec.structs.replace(config, node_name=node_name)
+
+
+def _default_text(field: Field) -> str:
+    match field.default:
+        case None | ():
+            return "unset"
+        case "":
+            return "empty"
+        case float() as number:
+            return f"`{number:g}`"
+        case other:
+            return f"`{other}`"
+
+
+def _values_text(field: Field) -> str:
+    if field.choices:
+        words = ", ".join(f"`{choice}`" for choice in field.choices)
+        return f"any of {words}" if field.is_list else words
+    return _bounds(field)
+
+
+def document() -> str:
+    """docs/configuration.md, whole."""
+    rows = "\n".join(
+        f"| `{field.flag}` | {_default_text(field)} | {_values_text(field)} | {field.description} |"
+        for field in fields()
+    )
+    return f"""\
+<!-- Written by `make docs` from exporter/claimscope/config.py. -->
+# Configuration of the agent
+
+Every setting is a flag (`--sampling-hz 5`), an environment variable (`CLAIMSCOPE_SAMPLING_HZ=5`) and a key of the
+YAML file that `--config FILE` or `CLAIMSCOPE_CONFIG` names (`sampling_hz: 5`). A flag wins over the environment, the
+environment over the file. A list is written with commas in flags and variables. An unknown flag, key or value is an
+error that names its place; the exit code is then 2.
+
+| flag | default | values | meaning |
+|---|---|---|---|
+{rows}
+"""

@@ -1,0 +1,1 @@
+"""From one Snapshot to what readers understand: samples, text, documentation."""

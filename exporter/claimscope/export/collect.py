@@ -1,0 +1,436 @@
+"""Which series does a Snapshot amount to?
+
+`Collector.collect` is the only way from state to samples; text, page and documentation all start from its answer. It
+decides nothing about devices: it applies the rows of the metric tables to what the Snapshot holds. Label tuples are
+made once per series and handed out again with every Snapshot, so that a renderer can recognise them by identity.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from claimscope.metrics import identity, own
+from claimscope.metrics.spec import WINDOW_LABEL, Family, Kind, Quantity, Split, Stat, View, families, family_name
+from claimscope.model import Account, Device, Hold, PodRef, Sample, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Labels = tuple[tuple[str, str], ...]
+
+UP = "gpu_up"
+INFO = "gpu_info"
+ALLOCATION = "gpu_allocation_info"
+XID_ERRORS = "gpu_xid_errors_total"
+XID_LAST = "gpu_xid_last_timestamp_seconds"
+
+WINDOW_VALUE = "1m"  # what Snapshot.extremes covers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slot:
+    """One view of one reading key: the families it feeds and the labels behind the identity ones."""
+
+    quantity: Quantity
+    view: View
+    device: str
+    claim: str
+    pod: str
+    unattributed: str
+    extra: Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slots:
+    """All views of one reading key, by the part of a Snapshot that feeds them."""
+
+    rank: tuple[int, int, str]
+    last: tuple[_Slot, ...]
+    low: tuple[_Slot, ...]
+    high: tuple[_Slot, ...]
+    total: tuple[_Slot, ...]
+    split_last: tuple[_Slot, ...]
+    split_total: tuple[_Slot, ...]
+
+
+class _LabelCache:
+    """Label tuples that begin alike, by what stands behind the beginning."""
+
+    __slots__ = ("base", "made")
+
+    def __init__(self, base: Labels) -> None:
+        self.base = base
+        self.made: dict[Labels, Labels] = {(): base}
+
+    def get(self, extra: Labels) -> Labels:
+        found = self.made.get(extra)
+        if found is None:
+            found = self.made[extra] = self.base + extra
+        return found
+
+
+def merge_families(groups: Iterable[Iterable[Family]]) -> dict[str, Family]:
+    """Families by name, in the order given; ValueError where two rows disagree about one."""
+    merged: dict[str, Family] = {}
+    for group in groups:
+        for family in group:
+            known = merged.setdefault(family.name, family)
+            if known != family:
+                raise ValueError(
+                    f"family {family.name} is described twice and differently: {known} and {family}; "
+                    "rows that share a stem must agree on help, unit, statistic, labels and since"
+                )
+    return merged
+
+
+class Collector:
+    """Applies the metric tables to Snapshots; remembers nothing but label tuples and devices that were lost."""
+
+    def __init__(self, quantities: Sequence[Quantity]) -> None:
+        self._quantities = {quantity.key: (rank, quantity) for rank, quantity in enumerate(quantities)}
+        if len(self._quantities) != len(quantities):
+            raise ValueError("two quantities have the same key; give each row of the metric tables its own")
+        self.families: Mapping[str, Family] = merge_families(
+            (
+                identity.FAMILIES.values(),
+                *(families(quantity) for quantity in quantities),
+                own.FAMILIES.values(),
+            )
+        )
+        self._slots: dict[str, _Slots | None] = {}
+        self._entities: dict[str, _LabelCache] = {}
+        self._gpu_labels: dict[str, str] = {}
+        self._devices: dict[str, Device] = {}
+        self._infos: dict[Labels, Labels] = {}
+        self._accounts: dict[Labels, _LabelCache] = {}
+        self._edges: dict[tuple[Hold, PodRef | None], Labels] = {}
+
+    @property
+    def cached(self) -> int:
+        """Label tuples held now."""
+        caches = (*self._entities.values(), *self._accounts.values())
+        return sum(len(cache.made) for cache in caches) + len(self._infos) + len(self._edges)
+
+    def collect(self, snapshot: Snapshot) -> list[Sample]:
+        """All samples of a Snapshot, grouped by family, in the order of the tables, no series twice."""
+        out: dict[str, list[Sample]] = defaultdict(list)
+        self._follow_entities(snapshot)
+        self._collect_identity(snapshot, out)
+        self._collect_devices(snapshot, out)
+        self._collect_accounts(snapshot, out)
+        self._collect_edges(snapshot, out)
+        self._collect_xids(snapshot, out)
+        for sample in snapshot.own:
+            out[sample.family].append(sample)
+        samples: list[Sample] = []
+        for name in self.families:
+            members = out.pop(name, None)
+            if members:
+                samples.extend(_distinct(members, interned=name not in own.FAMILIES))
+        if out:
+            raise ValueError(f"samples of families that are in no metric table: {sorted(out)}")
+        return samples
+
+    # Entities and identity
+
+    def _follow_entities(self, snapshot: Snapshot) -> None:
+        """Keeps one label cache per entity that a Snapshot speaks of, and drops those it no longer does."""
+        inventory = snapshot.inventory
+        named: dict[str, str] = {}
+        devices: dict[str, Device] = {}
+        if inventory is not None:
+            for device in inventory.devices:
+                named[device.entity.uuid] = str(device.entity.gpu)
+                devices[device.entity.uuid] = device
+            for uuid in sorted(inventory.lost):
+                if uuid in self._devices:
+                    devices.setdefault(uuid, self._devices[uuid])
+                named.setdefault(uuid, self._gpu_labels.get(uuid, ""))
+        for uuid in (
+            *snapshot.up,
+            *snapshot.windows,
+            *snapshot.totals,
+            *snapshot.unattributed,
+            *(count.entity for count in snapshot.xids),
+        ):
+            if uuid not in named:
+                named[uuid] = self._gpu_labels.get(uuid, "")
+        entities: dict[str, _LabelCache] = {}
+        for uuid, gpu in named.items():
+            base = (("uuid", uuid), ("gpu", gpu))
+            known = self._entities.get(uuid)
+            entities[uuid] = known if known is not None and known.base == base else _LabelCache(base)
+        self._entities = entities
+        self._gpu_labels = named
+        self._devices = devices
+
+    def _collect_identity(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
+        inventory = snapshot.inventory
+        if inventory is None:
+            return
+        infos: dict[Labels, Labels] = {}
+        info_labels = self.families[INFO].labels
+        for uuid, device in self._devices.items():
+            facts: dict[str, str] = {
+                "driver_version": inventory.driver_version or "",
+                "nvml_version": inventory.nvml_version or "",
+                "cuda_version": inventory.cuda_version or "",
+                **device.identity,
+                "uuid": uuid,
+                "gpu": str(device.entity.gpu),
+                "parent_uuid": device.entity.parent or "",
+                "model": device.model or "",
+                "pci_bus_id": device.pci_bus_id or "",
+                "minor": "" if device.minor is None else str(device.minor),
+                "mig_enabled": str(device.mig_enabled).lower(),
+            }
+            if device.mig is not None:
+                facts["mig_profile"] = device.mig.profile
+                facts["gpu_instance_id"] = str(device.mig.gpu_instance_id)
+                facts["compute_instance_id"] = str(device.mig.compute_instance_id)
+            facts.setdefault("mode", "mig" if device.mig is not None else "full")
+            labels = tuple((name, facts.get(name, "")) for name in info_labels)
+            labels = infos[labels] = self._infos.get(labels, labels)
+            out[INFO].append(Sample(family=INFO, labels=labels, value=1.0))
+        self._infos = infos
+        shown = dict.fromkeys((*(device.entity.uuid for device in inventory.devices), *sorted(inventory.lost)))
+        for uuid in shown:
+            up = snapshot.up.get(uuid, False) and uuid not in inventory.lost
+            out[UP].append(Sample(family=UP, labels=self._entities[uuid].base, value=1.0 if up else 0.0))
+
+    # Device layer
+
+    def _slots_of(self, key: str) -> _Slots | None:
+        """The views of a reading key; None for a key that is in no table."""
+        try:
+            return self._slots[key]
+        except KeyError:
+            made = self._slots[key] = self._make_slots(key)
+            return made
+
+    def _make_slots(self, key: str) -> _Slots | None:
+        name, slash, axis_value = key.partition("/")
+        found = self._quantities.get(name)
+        if found is None:
+            return None
+        rank, quantity = found
+        if (quantity.axis is None) == bool(slash):
+            return None
+        slots: list[_Slot] = []
+        for view in quantity.views:
+            extra = tuple(view.labels.items())
+            if quantity.axis is not None:
+                extra += ((quantity.axis, axis_value),)
+            if view.stat in (Stat.MIN, Stat.MAX):
+                extra += ((WINDOW_LABEL, WINDOW_VALUE),)
+            slots.append(
+                _Slot(
+                    quantity=quantity,
+                    view=view,
+                    device=family_name("gpu", view),
+                    claim=family_name("dra_claim_gpu", view),
+                    pod=family_name("pod_gpu", view),
+                    unattributed=family_name("gpu_unattributed", view),
+                    extra=extra,
+                )
+            )
+
+        def pick(stat: Stat, split: bool = False) -> tuple[_Slot, ...]:
+            return tuple(
+                slot
+                for slot in slots
+                if slot.view.stat is stat and (not split or slot.view.split is not Split.NO)
+            )
+
+        number = int(axis_value) if axis_value.isdecimal() else -1
+        return _Slots(
+            rank=(rank, number, axis_value),
+            last=pick(Stat.LAST),
+            low=pick(Stat.MIN),
+            high=pick(Stat.MAX),
+            total=pick(Stat.TOTAL),
+            split_last=pick(Stat.LAST, split=True),
+            split_total=pick(Stat.TOTAL, split=True),
+        )
+
+    def _known(self, keys: Iterable[str]) -> list[tuple[str, _Slots]]:
+        """Reading keys of the tables, in the tables' order."""
+        known = [(key, slots) for key in keys if (slots := self._slots_of(key)) is not None]
+        known.sort(key=_by_rank)
+        return known
+
+    def _collect_devices(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
+        lost = snapshot.inventory.lost if snapshot.inventory is not None else {}
+        for uuid, cache in self._entities.items():
+            window = snapshot.windows.get(uuid)
+            if window is not None and snapshot.up.get(uuid, False) and uuid not in lost:
+                for key, slots in self._known(window.last):
+                    value = window.last[key]
+                    for slot in slots.last:
+                        out[slot.device].append(
+                            Sample(family=slot.device, labels=cache.get(slot.extra), value=value)
+                        )
+                for key, slots in self._known(window.text):
+                    for slot in slots.last:
+                        if slot.quantity.kind is Kind.TEXT and slot.quantity.text_label is not None:
+                            labels = cache.get((*slot.extra, (slot.quantity.text_label, window.text[key])))
+                            out[slot.device].append(Sample(family=slot.device, labels=labels, value=1.0))
+                extremes = snapshot.extremes.get(uuid, {})
+                for key, slots in self._known(extremes):
+                    low, high = extremes[key]
+                    for slot in slots.low:
+                        out[slot.device].append(
+                            Sample(family=slot.device, labels=cache.get(slot.extra), value=low)
+                        )
+                    for slot in slots.high:
+                        out[slot.device].append(
+                            Sample(family=slot.device, labels=cache.get(slot.extra), value=high)
+                        )
+            totals = snapshot.totals.get(uuid, {})
+            for key, slots in self._known(totals):
+                total = totals[key]
+                for slot in slots.total:
+                    out[slot.device].append(
+                        Sample(
+                            family=slot.device,
+                            labels=cache.get(slot.extra),
+                            value=total.value,
+                            start_ns=total.start_wall_ns,
+                        )
+                    )
+            rest = snapshot.unattributed.get(uuid, {})
+            for key, slots in self._known(rest):
+                left = rest[key]
+                for slot in slots.split_total:
+                    out[slot.unattributed].append(
+                        Sample(
+                            family=slot.unattributed,
+                            labels=cache.get(slot.extra),
+                            value=left.value,
+                            start_ns=left.start_wall_ns,
+                        )
+                    )
+                if not slots.split_total:
+                    for slot in slots.split_last:
+                        out[slot.unattributed].append(
+                            Sample(family=slot.unattributed, labels=cache.get(slot.extra), value=left.value)
+                        )
+
+    def _collect_xids(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
+        for count in sorted(snapshot.xids, key=lambda count: (count.entity, count.xid)):
+            labels = self._entities[count.entity].get((("xid", str(count.xid)),))
+            out[XID_ERRORS].append(Sample(family=XID_ERRORS, labels=labels, value=float(count.count)))
+            out[XID_LAST].append(Sample(family=XID_LAST, labels=labels, value=count.last_wall_ns / 1e9))
+
+    # Accounts and edges
+
+    def _collect_accounts(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
+        caches: dict[Labels, _LabelCache] = {}
+
+        def cache_of(account: Account, slot: _Slot) -> _LabelCache:
+            observed = slot.view.split is Split.OBSERVED and account.basis == "share"
+            base = _account_labels(account, "process" if observed else account.basis)
+            cache = caches.get(base)
+            if cache is None:
+                cache = caches[base] = self._accounts.get(base) or _LabelCache(base)
+            return cache
+
+        for account in sorted(snapshot.accounts, key=_account_order):
+            claim = account.holder.source == "claim"
+            for key, slots in self._known(account.totals):
+                for slot in slots.split_total:
+                    name = slot.claim if claim else slot.pod
+                    labels = cache_of(account, slot).get(slot.extra)
+                    value, start = account.totals[key], account.start_wall_ns
+                    out[name].append(Sample(family=name, labels=labels, value=value, start_ns=start))
+            if account.ended_wall_ns is None:
+                for key, slots in self._known(account.gauges):
+                    for slot in slots.split_last:
+                        name = slot.claim if claim else slot.pod
+                        labels = cache_of(account, slot).get(slot.extra)
+                        out[name].append(Sample(family=name, labels=labels, value=account.gauges[key]))
+        self._accounts = caches
+
+    def _collect_edges(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
+        edges: dict[tuple[Hold, PodRef | None], Labels] = {}
+        names = self.families[ALLOCATION].labels
+        interned: dict[Labels, Labels] = {}
+        for hold in snapshot.holds:
+            # A hold without pods stays visible: the claim has the device although nothing uses it.
+            for pod in hold.pods or (None,):
+                labels = self._edges.get((hold, pod)) or _edge_labels(hold, pod, names)
+                edges[(hold, pod)] = interned.setdefault(labels, labels)
+        out[ALLOCATION].extend(Sample(family=ALLOCATION, labels=labels, value=1.0) for labels in sorted(interned))
+        self._edges = edges
+
+
+def _by_rank(item: tuple[str, _Slots]) -> tuple[int, int, str]:
+    return item[1].rank
+
+
+def _account_order(account: Account) -> tuple[bool, str, str, str, str, str, str, str]:
+    holder = account.holder
+    # Running accounts first, so that an ended namesake of the same labels gives way to them.
+    return (
+        account.ended_wall_ns is not None,
+        holder.source,
+        holder.namespace,
+        holder.name,
+        holder.uid or "",
+        holder.container or "",
+        account.entity,
+        account.basis,
+    )
+
+
+def _account_labels(account: Account, attribution: str) -> Labels:
+    holder = account.holder
+    if holder.source == "claim":
+        return (
+            ("namespace", holder.namespace),
+            ("resourceclaim", holder.name),
+            ("claim_uid", holder.uid or ""),
+            ("uuid", account.entity),
+            ("attribution", attribution),
+        )
+    return (
+        ("namespace", holder.namespace),
+        ("pod", holder.name),
+        ("container", holder.container or ""),
+        ("uuid", account.entity),
+        ("attribution", attribution),
+    )
+
+
+def _edge_labels(hold: Hold, pod: PodRef | None, names: Sequence[str]) -> Labels:
+    holder = hold.holder
+    claim = holder.source == "claim"
+    facts = {
+        "uuid": hold.entity,
+        "source": holder.source,
+        "namespace": holder.namespace,
+        "resourceclaim": holder.name if claim else "",
+        "claim_uid": holder.uid or "",
+        "pod": pod.pod if pod is not None else ("" if claim else holder.name),
+        "container": pod.container if pod is not None else (holder.container or ""),
+        "driver": hold.driver or "",
+        "pool": hold.pool or "",
+        "device": hold.device or "",
+        "resource": hold.resource or "",
+        "share_id": hold.share_id or "",
+    }
+    return tuple((name, facts.get(name, "")) for name in names)
+
+
+def _distinct(samples: list[Sample], interned: bool) -> list[Sample]:
+    """The samples of one family without repeated series; the first of each stays."""
+    # The tuples made here are the same object for the same series, and identity is far cheaper to compare than
+    # a dozen strings; those of `Snapshot.own` were made by others.
+    if interned and len({id(sample.labels) for sample in samples}) == len(samples):
+        return samples
+    first: dict[Labels, Sample] = {}
+    for sample in samples:
+        first.setdefault(sample.labels, sample)
+    return list(first.values())

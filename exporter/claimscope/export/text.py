@@ -1,0 +1,224 @@
+"""How do samples become the bytes of a scrape, and what keeps a scrape from costing the agent anything?
+
+Prometheus text 0.0.4 and OpenMetrics 1.0.0 differ only in their comment lines here, so the sample lines are made
+once for both. Everything in front of a value (name, escaped labels) is cached per family and label tuple; between two
+snapshots only the numbers are formatted anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+from claimscope.metrics.spec import Family, Type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from claimscope.model import Sample, Snapshot
+
+Labels = tuple[tuple[str, str], ...]
+
+# How many renders a cached label prefix survives unused, at the least; twice that at the most.
+KEEP_RENDERS = 60
+
+# Above 2**53 a float no longer holds every integer, and digits behind it would be invented.
+_EXACT_INTEGER = 2.0**53
+
+_LABEL_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_HELP_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n"})
+
+
+class UnknownFamilyError(LookupError):
+    """A sample names a family that the metric tables do not have."""
+
+
+def format_value(value: float) -> str | None:
+    """A number as both formats write it; None for NaN and infinities, which are never exposed."""
+    if value != value or value in (math.inf, -math.inf):  # noqa: PLR0124  (NaN is the only value unequal to itself)
+        return None
+    if -_EXACT_INTEGER < value < _EXACT_INTEGER:
+        whole = int(value)
+        if whole == value:
+            return str(whole)
+    return repr(float(value))
+
+
+def sample_prefix(name: str, labels: Labels) -> str:
+    """Line break, name and labels, up to and with the space in front of the value."""
+    if not labels:
+        return f"\n{name} "
+    pairs = ",".join([f'{key}="{value.translate(_LABEL_ESCAPES)}"' for key, value in labels])
+    return f"\n{name}{{{pairs}}} "
+
+
+def text_header(family: Family) -> str:
+    """Comment lines of text 0.0.4, each with the line break in front."""
+    kind = "gauge" if family.type is Type.INFO else family.type.value
+    return f"\n# HELP {family.name} {family.help.translate(_HELP_ESCAPES)}\n# TYPE {family.name} {kind}"
+
+
+def openmetrics_header(family: Family) -> str:
+    """Comment lines of OpenMetrics 1.0.0, each with the line break in front."""
+    name = family.name
+    if family.type is Type.COUNTER:
+        name = name.removesuffix("_total")
+    elif family.type is Type.INFO:
+        name = name.removesuffix("_info")
+    lines = f"\n# HELP {name} {family.help.translate(_LABEL_ESCAPES)}\n# TYPE {name} {family.type.value}"
+    # The standard wants the unit to be the end of the name, and none on info.
+    if family.unit.suffix and family.type is not Type.INFO and name.endswith("_" + family.unit.suffix):
+        lines += f"\n# UNIT {name} {family.unit.suffix}"
+    return lines
+
+
+def check_family(family: Family) -> None:
+    """Raises ValueError where a family's name would not be valid in both formats."""
+    if family.type is Type.COUNTER and not family.name.endswith("_total"):
+        raise ValueError(f"family {family.name}: a counter's name must end in _total")
+    if family.type is Type.INFO and not family.name.endswith("_info"):
+        raise ValueError(f"family {family.name}: an info's name must end in _info")
+    if family.type is Type.HISTOGRAM:
+        raise ValueError(f"family {family.name}: histograms are not rendered")
+
+
+class _FamilyCache:
+    """Comment lines and label prefixes of one family, in two generations."""
+
+    __slots__ = ("old", "openmetrics", "prefixes", "text")
+
+    def __init__(self, family: Family) -> None:
+        self.text = text_header(family)
+        self.openmetrics = openmetrics_header(family)
+        # By identity of the label tuple: hashing twelve pairs costs more than everything else about a line. The tuple
+        # is kept beside its prefix, so that its identity cannot be given to another one.
+        self.prefixes: dict[int, tuple[Labels, str]] = {}
+        self.old: dict[int, tuple[Labels, str]] = {}
+
+
+class Renderer:
+    """Writes samples of known families; not thread-safe, one event loop owns it."""
+
+    def __init__(self, families: Mapping[str, Family], *, keep_renders: int = KEEP_RENDERS) -> None:
+        for family in families.values():
+            check_family(family)
+        self._families = dict(families)
+        self._caches: dict[str, _FamilyCache] = {}
+        self._keep_renders = keep_renders
+        self._renders = 0
+
+    @property
+    def families(self) -> Mapping[str, Family]:
+        """What this renderer can write."""
+        return self._families
+
+    @property
+    def cached(self) -> int:
+        """Label prefixes held now."""
+        return sum(len(cache.prefixes) + len(cache.old) for cache in self._caches.values())
+
+    def render(self, samples: Iterable[Sample], openmetrics: bool) -> bytes:
+        """One whole exposition."""
+        return self.assemble(self.blocks(samples), openmetrics)
+
+    def blocks(self, samples: Iterable[Sample]) -> list[tuple[str, str]]:
+        """Sample lines by family, in the order in which the families first appear; the same for both formats."""
+        self._renders += 1
+        if self._renders % self._keep_renders == 0:
+            self._age()
+        groups: dict[str, list[Sample]] = {}
+        current: str | None = None
+        group: list[Sample] = []
+        for sample in samples:
+            if sample.family != current:
+                current = sample.family
+                group = groups.setdefault(current, [])
+            group.append(sample)
+        return [(name, "".join(self._lines(name, members))) for name, members in groups.items()]
+
+    def assemble(self, blocks: Sequence[tuple[str, str]], openmetrics: bool) -> bytes:
+        """Comment lines and sample lines of one format as bytes."""
+        parts: list[str] = []
+        for name, lines in blocks:
+            if lines:
+                cache = self._cache(name)
+                parts.append(cache.openmetrics if openmetrics else cache.text)
+                parts.append(lines)
+        parts.append("\n# EOF\n" if openmetrics else "\n")
+        return "".join(parts)[1:].encode("utf-8", "replace")
+
+    def _lines(self, name: str, members: Sequence[Sample]) -> list[str]:
+        cache = self._cache(name)
+        prefixes, old = cache.prefixes, cache.old
+        parts: list[str] = []
+        for sample in members:
+            labels = sample.labels
+            value = format_value(sample.value)
+            if value is None:
+                continue
+            entry = prefixes.get(id(labels))
+            if entry is None:
+                entry = old.pop(id(labels), None) or (labels, sample_prefix(name, labels))
+                prefixes[id(labels)] = entry
+            parts.append(entry[1])
+            parts.append(value)
+        return parts
+
+    def _cache(self, name: str) -> _FamilyCache:
+        cache = self._caches.get(name)
+        if cache is None:
+            family = self._families.get(name)
+            if family is None:
+                raise UnknownFamilyError(f"sample of family {name!r}, which is in no metric table; add its row there")
+            cache = self._caches[name] = _FamilyCache(family)
+        return cache
+
+    def _age(self) -> None:
+        for name, cache in list(self._caches.items()):
+            if cache.prefixes:
+                cache.old, cache.prefixes = cache.prefixes, {}
+            else:
+                del self._caches[name]
+
+
+class Exposition:
+    """One Snapshot in every form a scraper may ask for, each made when first asked for and then kept."""
+
+    def __init__(self, snapshot: Snapshot, samples: Callable[[Snapshot], Sequence[Sample]], renderer: Renderer) -> None:
+        self.snapshot = snapshot
+        self.render_seconds = 0.0  # what making the forms so far has cost
+        self._samples = samples
+        self._renderer = renderer
+        self._blocks: list[tuple[str, str]] | None = None
+        self._bodies: dict[tuple[bool, bool], bytes] = {}
+
+    @property
+    def plain_bytes(self) -> int:
+        """Size before compression of a form made so far; 0 before the first."""
+        return max((len(body) for (_, gzip), body in self._bodies.items() if not gzip), default=0)
+
+    def body(self, openmetrics: bool, gzip: bool) -> bytes:
+        """The bytes of one scrape."""
+        found = self._bodies.get((openmetrics, gzip))
+        if found is not None:
+            return found
+        plain = self.body(openmetrics, False) if gzip else None
+        began = time.perf_counter()
+        if plain is not None:
+            made = _gzip(plain)
+        else:
+            if self._blocks is None:
+                self._blocks = self._renderer.blocks(self._samples(self.snapshot))
+            made = self._renderer.assemble(self._blocks, openmetrics)
+        self._bodies[(openmetrics, gzip)] = made
+        self.render_seconds += time.perf_counter() - began
+        return made
+
+
+def _gzip(plain: bytes) -> bytes:
+    # Level 1: a sixth of the time of level 9 for a body a few per cent larger. 31: a gzip header and trailer, whose
+    # time stamp zlib leaves at 0, so that equal bodies stay equal bytes.
+    compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return compressor.compress(plain) + compressor.flush()

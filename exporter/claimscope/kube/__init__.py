@@ -1,0 +1,1 @@
+"""What Kubernetes says about this node: pod-resources, ResourceSlices, claims, cgroups."""

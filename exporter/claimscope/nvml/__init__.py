@@ -1,0 +1,1 @@
+"""Everything that speaks NVML: the only importer of pynvml, the sampler process and its supervisor."""

@@ -1,0 +1,254 @@
+"""What does NVML show on this node: which GPUs, which MIG devices, and who are they?
+
+An error on one GPU costs that GPU only. Before each driver call the caller's `mark` hears which GPU index is about to
+be asked, so that a watcher in another process can name the device of a call that never comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynvml
+
+from claimscope.model import Device, Entity, MigInstance
+from claimscope.nvml.library import DRIVER_GONE, GONE_WORDS, LibraryError, error_name, explain
+
+Mark = Callable[[int, str], None]
+
+MAX_LINKS = 36  # NVML_NVLINK_MAX_LINKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One entity with the handle to ask it by; `pointer` is the handle as an integer."""
+
+    device: Device
+    pointer: int
+    parent_pointer: int  # of the GPU; the same as `pointer` on a GPU
+    axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enumeration:
+    """Result of one walk over all GPUs."""
+
+    found: tuple[Found, ...]
+    lost: Mapping[str, str]  # uuid, or "index-<n>" where not even that is known -> why
+
+
+def pointer_of(handle: Any) -> int:
+    """The address behind a pynvml handle."""
+    return int(ctypes.cast(handle, ctypes.c_void_p).value or 0)
+
+
+def text_of(value: Any) -> str:
+    """pynvml answers some strings as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def short_bus_id(bus_id: str) -> str:
+    """NVML's "00000000:18:00.0" as Linux spells it: "0000:18:00.0"."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{domain[-4:].rjust(4, '0')}:{rest}"
+
+
+_ARCHITECTURES = {
+    2: "kepler", 3: "maxwell", 4: "pascal", 5: "volta", 6: "turing", 7: "ampere", 8: "ada", 9: "hopper",
+    10: "blackwell",
+}  # nvml.h, nvmlDeviceArchitecture_t
+
+_IDENTITY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("serial", "nvmlDeviceGetSerial", ()),
+    ("board_part_number", "nvmlDeviceGetBoardPartNumber", ()),
+    ("vbios_version", "nvmlDeviceGetVbiosVersion", ()),
+    ("inforom_version", "nvmlDeviceGetInforomImageVersion", ()),
+    ("gsp_firmware_version", "nvmlDeviceGetGspFirmwareVersion", ()),
+)
+
+
+def _identity(handle: Any) -> dict[str, str]:
+    identity: dict[str, str] = {}
+    for label, name, arguments in _IDENTITY:
+        with contextlib.suppress(pynvml.NVMLError):
+            value = text_of(getattr(pynvml, name)(handle, *arguments))
+            if value:
+                identity[label] = value
+    with contextlib.suppress(pynvml.NVMLError):
+        number = int(pynvml.nvmlDeviceGetArchitecture(handle))
+        identity["architecture"] = _ARCHITECTURES.get(number, str(number))
+    with contextlib.suppress(pynvml.NVMLError):
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        identity["compute_capability"] = f"{major}.{minor}"
+    return identity
+
+
+def _axes(handle: Any) -> dict[str, tuple[int, ...]]:
+    """The links and fans there are. NVLink getters say INVALID_ARGUMENT past the last link."""
+    axes: dict[str, tuple[int, ...]] = {}
+    links: list[int] = []
+    for link in range(MAX_LINKS):
+        try:
+            pynvml.nvmlDeviceGetNvLinkState(handle, link)
+        except pynvml.NVMLError:
+            break
+        links.append(link)
+    axes["link"] = tuple(links)
+    try:
+        axes["fan"] = tuple(range(int(pynvml.nvmlDeviceGetNumFans(handle))))
+    except pynvml.NVMLError:
+        axes["fan"] = ()
+    return axes
+
+
+def mig_profile(compute_slices: int, gpu_slices: int, memory_mib: int) -> str:
+    """The profile as nvidia-smi writes it: "3g.40gb", "1c.3g.40gb"."""
+    size = f"{gpu_slices}g.{(memory_mib + 1023) // 1024}gb"
+    return size if compute_slices == gpu_slices else f"{compute_slices}c.{size}"
+
+
+_PROFILE_IN_NAME = " MIG "  # "NVIDIA A100-SXM4-40GB MIG 3g.20gb"
+
+
+def _mig_device(parent: Entity, parent_handle: Any, handle: Any, total_slices: int) -> Device:
+    uuid = text_of(pynvml.nvmlDeviceGetUUID(handle))
+    instance = int(pynvml.nvmlDeviceGetGpuInstanceId(handle))
+    compute = int(pynvml.nvmlDeviceGetComputeInstanceId(handle))
+    attributes = pynvml.nvmlDeviceGetAttributes_v2(handle)
+    model: str | None = None
+    with contextlib.suppress(pynvml.NVMLError):
+        model = text_of(pynvml.nvmlDeviceGetName(handle))
+    if model is not None and _PROFILE_IN_NAME in model:
+        model, _, profile = model.partition(_PROFILE_IN_NAME)  # the driver's own word is right, also for "+me"
+    else:
+        profile = mig_profile(
+            int(attributes.computeInstanceSliceCount), int(attributes.gpuInstanceSliceCount),
+            int(attributes.memorySizeMB),
+        )
+    profile_id: int | None = None
+    start: int | None = None
+    with contextlib.suppress(pynvml.NVMLError):  # needs the right to administer MIG, or root outside a container
+        info = pynvml.nvmlGpuInstanceGetInfo(pynvml.nvmlDeviceGetGpuInstanceById(parent_handle, instance))
+        profile_id, start = int(info.profileId), int(info.placement.start)
+    return Device(
+        entity=Entity(
+            uuid=uuid, parent=parent.uuid, gpu=parent.gpu, slices=int(attributes.computeInstanceSliceCount),
+            total_slices=total_slices,
+        ),
+        minor=None,
+        pci_bus_id=None,
+        model=model,
+        mig=MigInstance(
+            gpu_instance_id=instance, compute_instance_id=compute, profile=profile, profile_id=profile_id,
+            placement_start=start,
+        ),
+    )
+
+
+def _mig_devices(parent: Entity, handle: Any) -> list[tuple[Device, Any]]:
+    try:
+        count = int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))
+    except pynvml.NVMLError:
+        return []
+    made: list[tuple[Device, Any]] = []
+    for index in range(count):
+        try:
+            mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            made.append((_mig_device(parent, handle, mig, count), mig))
+        except pynvml.NVMLError as error:
+            if error.value in DRIVER_GONE:
+                raise
+            continue  # an empty slot answers NOT_FOUND; a device that cannot say who it is cannot be measured
+    return made
+
+
+def read_gpu(index: int, handle: Any, uuid: str) -> list[Found]:
+    """One GPU and the MIG devices on it; raises NVMLError only where the driver or the GPU is gone."""
+    pci: str | None = None
+    minor: int | None = None
+    model: str | None = None
+    mig = False
+    pci = short_bus_id(text_of(pynvml.nvmlDeviceGetPciInfo_v3(handle).busId))
+    with contextlib.suppress(pynvml.NVMLError):
+        minor = int(pynvml.nvmlDeviceGetMinorNumber(handle))
+    with contextlib.suppress(pynvml.NVMLError):
+        model = text_of(pynvml.nvmlDeviceGetName(handle))
+    with contextlib.suppress(pynvml.NVMLError):
+        mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+    entity = Entity(uuid=uuid, gpu=index)
+    address = pointer_of(handle)
+    found = [
+        Found(
+            device=Device(
+                entity=entity, minor=minor, pci_bus_id=pci, model=model, mig_enabled=mig, identity=_identity(handle)
+            ),
+            pointer=address,
+            parent_pointer=address,
+            axes=_axes(handle),
+        )
+    ]
+    if mig:
+        found += [
+            Found(device=device, pointer=pointer_of(child), parent_pointer=address)
+            for device, child in _mig_devices(entity, handle)
+        ]
+    return found
+
+
+def gone(code: int) -> str:
+    """Why a GPU is not answering."""
+    return GONE_WORDS.get(code) or f"the driver cannot identify the GPU: {error_name(code)}; see the kernel log"
+
+
+def enumerate_gpus(mark: Mark, quarantine: Mapping[str, int], known: Mapping[int, str], path: str) -> Enumeration:
+    """Walks over all GPUs. `quarantine` is uuid -> NVML index of GPUs that must not be called at all; `known` gives
+    the uuid that an index had before, so that a GPU which cannot say its uuid any more is still named."""
+    mark(-1, "nvmlDeviceGetCount_v2")
+    try:
+        count = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError as error:
+        raise LibraryError(int(error.value), explain(int(error.value), path)) from error
+    found: list[Found] = []
+    lost: dict[str, str] = {}
+    skipped = {index: uuid for uuid, index in quarantine.items()}
+    for uuid in quarantine:
+        lost[uuid] = "quarantined: a driver call on it did not come back; it is tried again later"
+    for index in range(count):
+        if index in skipped:
+            continue
+        uuid = known.get(index, f"index-{index}")
+        mark(index, "enumerate")
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = text_of(pynvml.nvmlDeviceGetUUID(handle))
+            if uuid in quarantine:
+                continue
+            found += read_gpu(index, handle, uuid)
+        except pynvml.NVMLError as error:
+            if error.value in DRIVER_GONE:
+                raise LibraryError(int(error.value), explain(int(error.value), path)) from error
+            lost[uuid] = gone(int(error.value))
+    if count == 0:
+        raise LibraryError(6, explain(6, path))
+    return Enumeration(found=tuple(found), lost=lost)
+
+
+def find_gpu(uuid: str) -> tuple[int, Any] | None:
+    """(NVML index, handle) of a GPU that was lost, once it answers again; None while it does not.
+
+    Raises LibraryError where the driver itself is gone.
+    """
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        if text_of(pynvml.nvmlDeviceGetUUID(handle)) != uuid:
+            return None
+        pynvml.nvmlDeviceGetPciInfo_v3(handle)
+        pynvml.nvmlDeviceGetMemoryInfo(handle)
+        return int(pynvml.nvmlDeviceGetIndex(handle)), handle
+    except pynvml.NVMLError as error:
+        if error.value in DRIVER_GONE:
+            raise LibraryError(int(error.value), explain(int(error.value), "the NVML library")) from error
+        return None
