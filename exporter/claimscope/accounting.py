@@ -85,6 +85,7 @@ class _Book:
     start_wall_ns: int
     ended_wall_ns: int | None = None
     ended_ns: int | None = None
+    closed: bool = False  # no longer shown: forgotten, or a namesake took its place; what comes late is nobody's
     totals: dict[str, float] = field(default_factory=dict)
 
 
@@ -449,7 +450,9 @@ class Ledger:
                 else:
                     book = None  # without a uid it may be a namesake, and a namesake starts at 0
             if book is None:
-                self._books.pop(key, None)
+                former = self._books.pop(key, None)
+                if former is not None:
+                    former.closed = True
                 self._books[key] = _Book(*key, start_wall_ns=wall_ns, totals=self._zeros(hold))
         for key, book in self._books.items():
             if key not in held and book.ended_ns is None:
@@ -491,12 +494,11 @@ class Ledger:
             whole = whole_weights(mine, ((leaf, own.get(leaf.uuid, {})) for leaf in cut)) if cut else mine
             parts = self._parts(mine)
             present[uuid] = _Presence(
-                own=parts, whole=self._parts(whole) if cut else parts, counted=bool(mine) or self._counted(uuid, cut)
+                own=parts,
+                whole=self._parts(whole) if cut else parts,
+                counted=bool(mine) or (uuid in self._entities and not cut),
             )
         return present
-
-    def _counted(self, uuid: str, leaves: Sequence[Entity]) -> bool:
-        return uuid in self._entities and not leaves
 
     def _parts(self, weights: Mapping[AccountKey, float]) -> Parts:
         return tuple((self._books[key], weight) for key, weight in weights.items() if weight > 0.0)
@@ -550,6 +552,8 @@ class Ledger:
                 parts = whole
             rest = delta
             for book, fraction in parts.items():
+                if book.closed:
+                    continue
                 amount = min(delta * fraction, rest)
                 book.totals[key] = book.totals.get(key, 0.0) + amount
                 rest -= amount
@@ -610,7 +614,7 @@ class Ledger:
             for key, book in self._books.items()
             if book.ended_ns is not None and now_ns - book.ended_ns >= RETENTION_NS
         ]:
-            del self._books[key]
+            self._books.pop(key).closed = True
         if not self._entities:
             return  # never saw an inventory
         gone: list[str] = []
@@ -627,8 +631,9 @@ class Ledger:
                     gone.append(uuid)
         for uuid in gone:
             del self._devices[uuid]
-            for key in [key for key in self._xids if key[0] == uuid]:
-                del self._xids[key]
+            for xid in [xid for xid in self._xids if xid[0] == uuid]:
+                del self._xids[xid]
+                self._pending_xids.pop(xid, None)
         if gone:
             self._holds = None
 

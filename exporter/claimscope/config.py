@@ -124,7 +124,7 @@ class Field:
     description: str
     choices: tuple[str, ...]
     is_list: bool
-    lowest: str  # lower bound for people: "1", "above 0"; empty: none
+    lowest: str  # lower bound for people: "1", "just above 0"; empty: none
     highest: str
 
     @property
@@ -159,7 +159,7 @@ def fields() -> tuple[Field, ...]:
                 description=meta.description,
                 choices=_choices(bare),
                 is_list=get_origin(bare) is tuple,
-                lowest=f"above {meta.gt:g}" if meta.gt is not None else f"{meta.ge:g}" if meta.ge is not None else "",
+                lowest=f"just above {meta.gt:g}" if meta.gt is not None else f"{meta.ge:g}" if meta.ge is not None else "",
                 highest=f"{meta.le:g}" if meta.le is not None else "",
             )
         )
@@ -178,7 +178,8 @@ class Setting:
 
 def did_you_mean(word: str, known: tuple[str, ...]) -> str:
     """A hint for a misspelt word: the closest known one, else all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    starting = [name for name in known if word and name.startswith(word)]
+    close = starting[:1] if len(starting) == 1 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
 
 
@@ -261,10 +262,10 @@ def _convert(setting: Setting, field: Field) -> object:
                 "for up to 100 for a while use `claimscope nvml burst`"
             ) from error
         if _bounds(field):
-            raise ConfigError(f"{setting.where}: `{value}` is not a number within {_bounds(field)}") from error
+            raise ConfigError(f"{setting.where}: `{value}` is not a number from {_bounds(field)}") from error
         raise ConfigError(f"{setting.where}: `{value}`: {error}") from error
     if isinstance(converted, float) and converted != converted:
-        raise ConfigError(f"{setting.where}: `{value}` is not a number within {_bounds(field)}")
+        raise ConfigError(f"{setting.where}: `{value}` is not a number from {_bounds(field)}")
     check = _CHECKS.get(field.key)
     if check is not None and isinstance(converted, str):
         try:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from claimscope.config import Config
+from claimscope.nvml.probe import Probe
 
 _PROBE_SECONDS = 20.0  # longer than a slow nvmlInit without persistence mode; a hung driver answers never
 _CONNECT_SECONDS = 3.0
@@ -33,22 +34,6 @@ class Verdict(enum.Enum):
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
-
-
-class ProbedDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU, as the probe's child process saw it."""
-
-    uuid: str
-    model: str | None = None
-    mig_enabled: bool = False
-
-
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What NVML said to a child process of its own."""
-
-    error: str | None = None  # one line; the rest is then empty
-    driver_version: str | None = None
-    devices: tuple[ProbedDevice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +92,20 @@ def _nvml(facts: Facts) -> Finding:
 def _devices(facts: Facts) -> Finding:
     if facts.nvml.error is not None:
         return Finding(name="devices", verdict=Verdict.FAIL, found="not known without NVML")
-    if not facts.nvml.devices:
+    if not facts.nvml.devices and not facts.nvml.lost:
         cure = "check `nvidia-smi -L` on the node, and NVIDIA_VISIBLE_DEVICES=all in a container"
         return Finding(name="devices", verdict=Verdict.FAIL, found="NVML shows no GPU", cure=cure)
     models = sorted({device.model or "a GPU without a name" for device in facts.nvml.devices})
+    if facts.nvml.lost:
+        uuid, why = next(iter(facts.nvml.lost.items()))
+        more = f" and {len(facts.nvml.lost) - 1} more" if len(facts.nvml.lost) > 1 else ""
+        return Finding(name="devices", verdict=Verdict.FAIL, found=f"{uuid}{more}: {why}")
     return _ok("devices", f"{len(facts.nvml.devices)} x {', '.join(models)}")
 
 
 def _mig(facts: Facts) -> Finding:
+    if facts.nvml.error is not None:
+        return Finding(name="mig", verdict=Verdict.WARN, found="not known without NVML")
     cut = sum(device.mig_enabled for device in facts.nvml.devices)
     if cut == 0:
         return _ok("mig", "no GPU has MIG switched on")

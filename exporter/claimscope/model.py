@@ -146,6 +146,7 @@ class Hold:
     device: str | None = None  # DRA device name, or the device plugin's id as the kubelet spells it
     resource: str | None = None  # extended resource name of the device plugin, "nvidia.com/gpu"
     share_id: str | None = None
+    request: str | None = None  # request of the claim, where a source tells it; pod-resources does not
     share: float = 1.0  # part of the entity, > 0; the shares of all holds on an entity add up to at most 1
     basis: str = "exclusive"  # "exclusive" or "share"
     pods: tuple[PodRef, ...] = ()

@@ -37,7 +37,7 @@ class UnknownFamilyError(LookupError):
 
 def format_value(value: float) -> str | None:
     """A number as both formats write it; None for NaN and infinities, which are never exposed."""
-    if value != value or value in (math.inf, -math.inf):  # noqa: PLR0124  (NaN is the only value unequal to itself)
+    if not math.isfinite(value):
         return None
     if -_EXACT_INTEGER < value < _EXACT_INTEGER:
         whole = int(value)

@@ -11,7 +11,7 @@ import enum
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,7 @@ class Kubeconfig:
 
     async def _read(self) -> Access:
         try:
+            import yaml
             from kubernetes.aio import config
             from kubernetes.aio.client.configuration import Configuration
         except ImportError as error:
@@ -152,15 +153,20 @@ class Kubeconfig:
         try:
             with self._path.open("rb"):
                 pass
-            await config.load_kube_config(config_file=str(self._path), client_configuration=found, persist_config=False)
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(self._path), client_configuration=found, persist_config=False
+            )
             key = await found.get_api_key_with_prefix("BearerToken")
             tls = _tls_of(found) if found.host.startswith("https:") else None
-        except (OSError, config.ConfigException, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise self._unusable(error) from error
-        except Exception as error:
-            # yaml.YAMLError, without making yaml a dependency of this module.
-            if type(error).__module__.partition(".")[0] != "yaml":
-                raise
+        except (
+            OSError,
+            yaml.YAMLError,
+            config.ConfigException,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ) as error:
             raise self._unusable(error) from error
         # A token file's trailing newline would be refused as a header.
         return Access(base_url=found.host.rstrip("/"), tls=tls, authorization=key.strip() if key else None)
@@ -190,19 +196,19 @@ class ApiClient:
     async def get(self, path: str, params: Params | None = None) -> bytes:
         """The body of one answer. Raises ApiError."""
         body = bytearray()
-        timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=10)
-        async with aclosing(self._chunks(path, params or {}, timeout)) as chunks:
+        limits = aiohttp.ClientTimeout(total=self._timeout, sock_connect=10)
+        async with aclosing(self._chunks(path, params or {}, limits)) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > BODY_LIMIT_BYTES:
                     raise ApiError(ApiReason.MALFORMED, f"GET {path} answers more than {BODY_LIMIT_BYTES >> 20} MiB")
         return bytes(body)
 
-    async def lines(self, path: str, params: Params, quiet_seconds: float) -> AsyncIterator[bytes]:
+    async def lines(self, path: str, params: Params, quiet_seconds: float) -> AsyncGenerator[bytes, None]:
         """The lines of a watch, as they come. Ends when the server ends it. Raises ApiError."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=quiet_seconds)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=quiet_seconds)
         rest = b""
-        async with aclosing(self._chunks(path, params, timeout)) as chunks:
+        async with aclosing(self._chunks(path, params, limits)) as chunks:
             async for chunk in chunks:
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
@@ -215,7 +221,7 @@ class ApiClient:
         if rest.strip():
             yield rest
 
-    async def _chunks(self, path: str, params: Params, timeout: aiohttp.ClientTimeout) -> AsyncIterator[bytes]:
+    async def _chunks(self, path: str, params: Params, limits: aiohttp.ClientTimeout) -> AsyncGenerator[bytes, None]:
         access = await self._source.access(renew=self._renew)
         if self._session is None:
             # trust_env would send cluster traffic through a proxy of the environment.
@@ -229,7 +235,7 @@ class ApiClient:
                 url,
                 params=dict(params),
                 headers=headers,
-                timeout=timeout,
+                timeout=limits,
                 ssl=access.tls if access.tls is not None else True,
                 allow_redirects=False,
             ) as response:
@@ -267,8 +273,8 @@ async def discover(api: ApiClient, group: str, versions: Sequence[str], plural: 
     raise ApiError(
         ApiReason.NOT_FOUND,
         f"the API server serves {plural} in none of {', '.join(f'{group}/{version}' for version in versions)} (it has: "
-        f"{', '.join(sorted(served)) or 'nothing of this group'}); Dynamic Resource Allocation needs Kubernetes 1.34, or "
-        "its API enabled",
+        f"{', '.join(sorted(served)) or 'nothing of this group'}); Dynamic Resource Allocation "
+        "needs Kubernetes 1.34, or its API enabled",
     )
 
 

@@ -113,6 +113,7 @@ class View:
     otel_attributes: Mapping[str, str] = field(default_factory=dict)
     dcgm: str | None = None  # DCGM field with the same meaning: "DCGM_FI_DEV_POWER_USAGE"
     dcgm_scale: float = 1.0  # base unit x dcgm_scale = DCGM's unit
+    dcgm_rate: bool = False  # DCGM's field is the rate per second of this total, not the total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,7 @@ class Quantity:
     opt_in: str | None = None  # name of the collector switch that must be on: "nvlink-per-link", "processes"
     text_label: str | None = None  # Kind.TEXT: the label that carries the value
     values: Mapping[int, str] = field(default_factory=dict)  # Kind.TEXT: number -> word; others are shown as the number
+    device_family: bool = True  # False: only accounts and the unattributed rest have it, there is no gpu_* family
 
 
 class Type(enum.Enum):
@@ -194,7 +196,8 @@ def families(quantity: Quantity) -> tuple[Family, ...]:
                 since=view.since,
             )
 
-        made.append(make("gpu", DEVICE_LABELS + extra, ""))
+        if quantity.device_family:
+            made.append(make("gpu", DEVICE_LABELS + extra, ""))
         if view.split is not Split.NO:
             made.append(make("dra_claim_gpu", CLAIM_LABELS + extra, " The part of a ResourceClaim."))
             made.append(make("pod_gpu", POD_LABELS + extra, " The part of a device-plugin container."))

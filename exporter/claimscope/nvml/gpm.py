@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from claimscope.nvml.library import FUNCTION_NOT_FOUND, SUCCESS, Library
+from claimscope.nvml.library import FUNCTION_NOT_FOUND, SUCCESS, Handle, Library
 
 MIN_PERIOD_NS = 200_000_000
 MAX_BASELINE_NS = 600_000_000_000  # an older baseline says nothing about now
@@ -23,7 +23,7 @@ MAX_METRICS = 98  # capacity of metrics[] in the oldest headers (CUDA 12.8 and b
 _METRIC = struct.Struct("=II d 24x".replace(" ", ""))  # metricId, nvmlReturn, value, metricInfo
 
 
-def supported(handle: Any) -> bool:
+def supported(handle: Handle) -> bool:
     """Whether the GPU has GPM at all."""
     try:
         return bool(pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice)

@@ -10,12 +10,11 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pynvml
 
 from claimscope.model import Device, Entity, MigInstance
-from claimscope.nvml.library import DRIVER_GONE, GONE_WORDS, LibraryError, error_name, explain
+from claimscope.nvml.library import DRIVER_GONE, GONE_WORDS, Handle, LibraryError, error_name, explain
 
 Mark = Callable[[int, str], None]
 
@@ -40,12 +39,12 @@ class Enumeration:
     lost: Mapping[str, str]  # uuid, or "index-<n>" where not even that is known -> why
 
 
-def pointer_of(handle: Any) -> int:
+def pointer_of(handle: Handle) -> int:
     """The address behind a pynvml handle."""
     return int(ctypes.cast(handle, ctypes.c_void_p).value or 0)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: str | bytes) -> str:
     """pynvml answers some strings as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
@@ -70,7 +69,7 @@ _IDENTITY: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 )
 
 
-def _identity(handle: Any) -> dict[str, str]:
+def _identity(handle: Handle) -> dict[str, str]:
     identity: dict[str, str] = {}
     for label, name, arguments in _IDENTITY:
         with contextlib.suppress(pynvml.NVMLError):
@@ -86,7 +85,7 @@ def _identity(handle: Any) -> dict[str, str]:
     return identity
 
 
-def _axes(handle: Any) -> dict[str, tuple[int, ...]]:
+def _axes(handle: Handle) -> dict[str, tuple[int, ...]]:
     """The links and fans there are. NVLink getters say INVALID_ARGUMENT past the last link."""
     axes: dict[str, tuple[int, ...]] = {}
     links: list[int] = []
@@ -113,7 +112,7 @@ def mig_profile(compute_slices: int, gpu_slices: int, memory_mib: int) -> str:
 _PROFILE_IN_NAME = " MIG "  # "NVIDIA A100-SXM4-40GB MIG 3g.20gb"
 
 
-def _mig_device(parent: Entity, parent_handle: Any, handle: Any, total_slices: int) -> Device:
+def _mig_device(parent: Entity, parent_handle: Handle, handle: Handle, total_slices: int) -> Device:
     uuid = text_of(pynvml.nvmlDeviceGetUUID(handle))
     instance = int(pynvml.nvmlDeviceGetGpuInstanceId(handle))
     compute = int(pynvml.nvmlDeviceGetComputeInstanceId(handle))
@@ -148,12 +147,12 @@ def _mig_device(parent: Entity, parent_handle: Any, handle: Any, total_slices: i
     )
 
 
-def _mig_devices(parent: Entity, handle: Any) -> list[tuple[Device, Any]]:
+def _mig_devices(parent: Entity, handle: Handle) -> list[tuple[Device, Handle]]:
     try:
         count = int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))
     except pynvml.NVMLError:
         return []
-    made: list[tuple[Device, Any]] = []
+    made: list[tuple[Device, Handle]] = []
     for index in range(count):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -165,7 +164,7 @@ def _mig_devices(parent: Entity, handle: Any) -> list[tuple[Device, Any]]:
     return made
 
 
-def read_gpu(index: int, handle: Any, uuid: str) -> list[Found]:
+def read_gpu(index: int, handle: Handle, uuid: str) -> list[Found]:
     """One GPU and the MIG devices on it; raises NVMLError only where the driver or the GPU is gone."""
     pci: str | None = None
     minor: int | None = None
@@ -236,7 +235,7 @@ def enumerate_gpus(mark: Mark, quarantine: Mapping[str, int], known: Mapping[int
     return Enumeration(found=tuple(found), lost=lost)
 
 
-def find_gpu(uuid: str) -> tuple[int, Any] | None:
+def find_gpu(uuid: str) -> tuple[int, Handle] | None:
     """(NVML index, handle) of a GPU that was lost, once it answers again; None while it does not.
 
     Raises LibraryError where the driver itself is gone.
@@ -252,3 +251,19 @@ def find_gpu(uuid: str) -> tuple[int, Any] | None:
         if error.value in DRIVER_GONE:
             raise LibraryError(int(error.value), explain(int(error.value), "the NVML library")) from error
         return None
+
+
+def mig_uuids(handle: Handle) -> tuple[str, ...]:
+    """The uuids of the MIG devices on a GPU now; () where there are none or the driver does not say."""
+    found: list[str] = []
+    try:
+        if not pynvml.nvmlDeviceGetMigMode(handle)[0]:
+            return ()
+        count = int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))
+    except pynvml.NVMLError:
+        return ()
+    for index in range(count):
+        with contextlib.suppress(pynvml.NVMLError):
+            child = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            found.append(text_of(pynvml.nvmlDeviceGetUUID(child)))
+    return tuple(found)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import pynvml
+
+Handle: TypeAlias = Any  # what pynvml gives for a device, an event set or a sample; pynvml has no types
 
 DEFAULT_NAME = "libnvidia-ml.so.1"
 
@@ -101,8 +103,8 @@ def explain(code: int, path: str) -> str:
     """What the return code of nvmlInit means here, and what to do."""
     if code == DRIVER_NOT_LOADED:
         return (
-            f"the NVIDIA kernel driver is not loaded (nvmlInit of {path}: driver not loaded). Load it (modprobe nvidia) "
-            "or let the GPU operator finish; it is tried again by itself."
+            f"the NVIDIA kernel driver is not loaded (nvmlInit of {path}: driver not loaded). Load it (modprobe "
+            "nvidia) or let the GPU operator finish; it is tried again by itself."
         )
     if code == LIB_RM_VERSION_MISMATCH:
         return (
@@ -117,8 +119,8 @@ def explain(code: int, path: str) -> str:
         )
     if code in (NOT_FOUND, GPU_NOT_FOUND):
         return (
-            f"the driver has no GPU (nvmlInit of {path}: not found). Look at lspci -d 10de: and at the kernel log; on a "
-            "node without NVIDIA GPUs do not run this agent."
+            f"the driver has no GPU (nvmlInit of {path}: not found). Look at lspci -d 10de: and at the kernel log; on "
+            "a node without NVIDIA GPUs do not run this agent."
         )
     if code == UNKNOWN:
         return (

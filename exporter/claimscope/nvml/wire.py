@@ -21,6 +21,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
     window_seconds: float = 1.0
     driver_time_budget_ratio: float = 0.01  # driver time / wall time per GPU above which sampling is shed
     collectors: tuple[str, ...] = ()  # opt-in collectors that are on
+    quarantine: dict[str, int] = {}  # uuid -> NVML index of GPUs that must not be called: a call on them hung
+    shed_seconds: float = 5.0  # driver time is judged over this long
+    recover_seconds: float = 60.0  # within budget for this long before sampling is raised again
+    reprobe_seconds: float = 600.0  # what the driver did not answer is asked again this often
+    retry_seconds: float = 1.0  # first wait before NVML is tried again; doubles up to 10 s
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
@@ -29,6 +34,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
 
 class Acquire(msgspec.Struct, frozen=True, kw_only=True, tag="acquire"):
     """To the sampler: take NVML up again."""
+
+
+MAX_BURST_HZ = 100.0
+MAX_BURST_SECONDS = 60.0
 
 
 class Burst(msgspec.Struct, frozen=True, kw_only=True, tag="burst"):
@@ -45,6 +54,9 @@ class CallCost(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+LATENESS_BOUNDS_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1)
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """From the sampler, once a window: how it is doing. Counts run since the session began."""
 
@@ -59,6 +71,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     driver_seconds: dict[str, float] = {}  # uuid of the GPU -> driver time
     calls: dict[str, CallCost] = {}  # name of the call -> cost
     cpu_seconds: float = 0.0
+    lateness_buckets: tuple[int, ...] = ()  # ticks by lateness: LATENESS_BOUNDS_SECONDS, then more
+    events_missed: int = 0  # events that could not be kept for a parent that does not listen
 
 
 class WindowMessage(msgspec.Struct, frozen=True, tag="window"):

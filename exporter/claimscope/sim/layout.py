@@ -111,13 +111,12 @@ FUNCTIONS: Final = tuple(
     GetDisplayMode GetDisplayActive GetDriverModel_v2 GetAccountingMode GetAccountingBufferSize GetVirtualizationMode
     GetMigMode GetMaxMigDeviceCount GetMigDeviceHandleByIndex GetDeviceHandleFromMigDeviceHandle
     IsMigDeviceHandle GetGpuInstanceId GetComputeInstanceId GetAttributes_v2 GetGpuInstanceById
-    GetGpuInstanceProfileInfo GetGpuInstances GpmSampleGet GpmQueryDeviceSupport GpmMigSampleGet
-    GpmQueryIfStreamingEnabled RegisterEvents GetSupportedEventTypes GetFieldValues ClearFieldValues GetNumaNodeId
+    GetGpuInstanceProfileInfo GetGpuInstances RegisterEvents GetSupportedEventTypes GetFieldValues ClearFieldValues GetNumaNodeId
     GetTopologyCommonAncestor GetP2PStatus GetCpuAffinity GetMemoryAffinity GetViolationStatus GetPlatformInfo
     GetMemoryBusWidth GetNumGpuCores GetIrqNum GetPowerState GetAutoBoostedClocksEnabled GetC2cModeInfoV
     GetAddressingMode GetGpuUptime_v1
     """.split()
-)
+) + ("nvmlGpmSampleGet", "nvmlGpmMigSampleGet", "nvmlGpmQueryDeviceSupport", "nvmlGpmQueryIfStreamingEnabled")
 FUNCTION_KEYS: Final = {name: index + 1 for index, name in enumerate(FUNCTIONS)}
 
 u32 = ctypes.c_uint32

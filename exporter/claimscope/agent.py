@@ -1,0 +1,225 @@
+"""Wires one node's agent together: sampler and kubelet in, accounts in the middle, Snapshots out.
+
+Only wiring and the node's present state live here. Each source runs as a task of its own and fails alone: without a
+kubelet, an API server, a journal or NVML itself the rest is served, and the own metrics say what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from claimscope import state
+from claimscope.accounting import Ledger
+from claimscope.clock import Clock, SystemClock
+from claimscope.config import Config
+from claimscope.export.collect import Collector
+from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, discover
+from claimscope.kube.claims import ClaimLookup
+from claimscope.kube.podresources import PodResourcesClient, poll
+from claimscope.kube.slices import GROUP, VERSIONS, watch_slices
+from claimscope.metrics.tables import QUANTITIES
+from claimscope.node import Node
+from claimscope.nvml.control import ControlError, ControlServer
+from claimscope.nvml.supervisor import Supervisor
+from claimscope.nvml.wire import Settings
+from claimscope.sim.node import SimulatedNode
+from claimscope.web.application import ListenError, make_application, start_site
+
+logger = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+JOURNAL_SECONDS = 10.0
+PUBLISH_SECONDS = 1.0
+LOOKUP_SECONDS = 2.0  # what reading new claims may delay one attribution
+
+
+class AgentError(Exception):
+    """The agent cannot start: one line that says what, where and what to do."""
+
+
+async def run(config: Config, environ: Mapping[str, str]) -> None:
+    """Runs the agent until it is cancelled; raises AgentError where it cannot start.
+
+    `environ` is read for what the platform sets: the API server's address, library paths, NVIDIA's variables.
+    """
+    clock = SystemClock()
+    boot_id = _boot_id()
+    async with _simulated(config, clock) as simulated:
+        library, socket_path = config.nvml_library, config.pod_resources_socket
+        child_environ = dict(environ)
+        if simulated is not None:
+            library = str(simulated.library_path)
+            child_environ |= simulated.environment
+            socket_path = socket_path or simulated.socket_path
+        supervisor = Supervisor(
+            Settings(
+                library=library,
+                sampling_hz=config.sampling_hz,
+                driver_time_budget_ratio=config.driver_time_budget_ratio,
+                collectors=config.collectors,
+            ),
+            environ=child_environ,
+            clock=clock,
+            hang_seconds=config.hang_seconds,
+        )
+        node = Node(
+            name=config.node_name,
+            clock=clock,
+            supervisor=supervisor,
+            ledger=_restore(config, clock, boot_id),
+            attribution=config.attribution != "off",
+        )
+        supervisor.on_message = node.on_message
+        application = make_application(
+            snapshot=lambda: node.snapshot,
+            collector=Collector(QUANTITIES),
+            readiness=node.readiness,
+            version=importlib.metadata.version("claimscope"),
+        )
+        try:
+            site = await start_site(application, config.web_listen_address)
+        except ListenError as error:
+            raise AgentError(str(error)) from error
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(supervisor.run(), name="sampler")
+                tasks.create_task(_publish(node), name="publish")
+                if config.state_file:
+                    tasks.create_task(_keep_journal(node, Path(config.state_file), boot_id), name="journal")
+                if config.control_socket:
+                    tasks.create_task(_control(supervisor, config.control_socket), name="control")
+                if config.attribution != "off":
+                    path = socket_path or config.kubelet_socket
+                    tasks.create_task(_poll_kubelet(node, path, in_pod="KUBERNETES_SERVICE_HOST" in environ))
+                    tasks.create_task(_attribute(node, config, environ), name="attribution")
+        finally:
+            await site.close()
+
+
+@contextlib.asynccontextmanager
+async def _simulated(config: Config, clock: Clock) -> AsyncIterator[SimulatedNode | None]:
+    if config.simulate is None:
+        yield None
+        return
+    async with SimulatedNode.open(
+        config.simulate,
+        node_name=config.node_name,
+        scenario=config.scenario,
+        kubelet=config.pod_resources_socket is None and config.attribution != "off",
+        clock=clock,
+    ) as simulated:
+        yield simulated
+
+
+def _boot_id() -> str:
+    try:
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError as error:
+        logger.warning("no boot id (%s): driver counters are not followed across restarts of the agent", error)
+        return ""
+
+
+def _restore(config: Config, clock: Clock, boot_id: str) -> Ledger:
+    if not config.state_file:
+        return Ledger(QUANTITIES)
+    loaded = state.load(Path(config.state_file))
+    if loaded.error is not None:
+        logger.error("%s", loaded.error)
+    if loaded.state is None:
+        return Ledger(QUANTITIES)
+    return Ledger.from_state(
+        QUANTITIES, loaded.state, boot_id=boot_id, now_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()
+    )
+
+
+async def _publish(node: Node) -> None:
+    """A new Snapshot whenever something arrived, and each second so that ages grow when nothing does."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await node.changed.wait()
+        await asyncio.sleep(0.05)  # the windows of all entities come in one bunch
+        node.changed.clear()
+        node.publish()
+
+
+async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
+    failed = False
+    stopping = False
+    while not stopping:
+        try:
+            await asyncio.sleep(JOURNAL_SECONDS)
+        except asyncio.CancelledError:
+            stopping = True
+        try:
+            await asyncio.to_thread(state.save, path, node.journal(boot_id))
+        except state.JournalError as error:
+            node.journal_failed()
+            if not failed:
+                logger.error("%s", error)
+            failed = True
+        else:
+            node.journal_saved()
+            if failed:
+                logger.info("the journal %s is written again", path)
+            failed = False
+    raise asyncio.CancelledError
+
+
+async def _control(supervisor: Supervisor, path: str) -> None:
+    try:
+        async with ControlServer(path, supervisor):
+            await asyncio.Event().wait()
+    except ControlError as error:
+        logger.error("%s", error)
+
+
+async def _poll_kubelet(node: Node, path: str, *, in_pod: bool) -> None:
+    client = PodResourcesClient(path)
+    try:
+        await poll(client, node.clock, node.on_listing, node.on_listing_error, expect_pods=in_pod)
+    finally:
+        await client.close()
+
+
+async def _attribute(node: Node, config: Config, environ: Mapping[str, str]) -> None:
+    """Joins every new listing, with what the API server adds where there is one."""
+    source: AccessSource | None = None
+    if config.api_server != "off" and (config.kubeconfig or "KUBERNETES_SERVICE_HOST" in environ):
+        try:
+            source = (
+                Kubeconfig(Path(config.kubeconfig), node.clock)
+                if config.kubeconfig
+                else InCluster(environ, node.clock)
+            )
+        except ApiError as error:
+            logger.warning("%s", error)
+            node.on_slices_error(error)
+    if source is None:
+        while True:
+            await node.attribute(None)
+    api = ApiClient(source)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                watch_slices(api, config.node_name, node.clock, node.on_slices, node.on_slices_error), name="slices"
+            )
+            tasks.create_task(_attribute_with_claims(node, api), name="claims")
+    finally:
+        await api.close()
+
+
+async def _attribute_with_claims(node: Node, api: ApiClient) -> None:
+    lookup: ClaimLookup | None = None
+    while True:
+        if lookup is None and node.wants_api:
+            with contextlib.suppress(ApiError, TimeoutError):  # the slices' watch asks the same and reports it
+                async with asyncio.timeout(LOOKUP_SECONDS):
+                    version = await discover(api, GROUP, VERSIONS, "resourceclaims")
+                    lookup = ClaimLookup(api, version, node.clock, node.on_claims_error)
+        await node.attribute(lookup)

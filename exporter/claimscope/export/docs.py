@@ -1,0 +1,157 @@
+"""What does each metric mean, and where does it come from? The reference pages, made from the metric tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from claimscope.metrics.spec import Family, Kind, Quantity, Split, Stat, View, family_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_GROUPS = (
+    ("Devices", "One series per GPU or MIG device, and per value of the other labels."),
+    ("Who holds what", "Joins devices to holders; always 1."),
+    ("Accounts of ResourceClaims", "What each claim used of each device."),
+    ("Accounts of device-plugin pods", "The same for containers that hold GPUs without a claim."),
+    ("Unattributed", "What no holder can be given. Holders and this add up to the device."),
+    ("The agent itself", "Whether the figures can be trusted, and what they cost."),
+)
+_PREFIXES = (("dra_claim_gpu_", 2), ("pod_gpu_", 3), ("gpu_unattributed_", 4))
+_ACCOUNT_PREFIXES = ("gpu", "dra_claim_gpu", "pod_gpu", "gpu_unattributed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One family as documented."""
+
+    group: str
+    name: str
+    type: str
+    unit: str
+    ucum: str
+    labels: tuple[str, ...]
+    help: str
+    since: str
+    sources: tuple[str, ...]  # NVML calls, fields and GPM metrics, with the fixed labels they feed
+    tiers: tuple[str, ...]
+    scopes: tuple[str, ...]
+    opt_in: tuple[str, ...]
+    otel: tuple[str, ...]
+    dcgm: tuple[str, ...]
+
+
+def _group_of(name: str) -> int:
+    if name == "gpu_allocation_info":
+        return 1
+    for prefix, group in _PREFIXES:
+        if name.startswith(prefix):
+            return group
+    return 0 if name.startswith("gpu_") else 5
+
+
+def _sources(quantity: Quantity, view: View) -> list[str]:
+    fixed = ",".join(f"{name}={value}" for name, value in view.labels.items())
+    how = ""
+    if view.stat is Stat.TOTAL and quantity.kind is not Kind.COUNTER:
+        how = "time integral of "
+    elif view.stat in (Stat.MIN, Stat.MAX):
+        how = f"{view.stat.value}imum over a minute of "
+    made = []
+    for read in quantity.reads:
+        member = f".{read.member}" if read.member else ""
+        made.append(f"{fixed + ': ' if fixed else ''}{how}{read.via.value} {read.name}{member}")
+    return made
+
+
+def entries(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> list[Entry]:
+    """Every family with its sources, by group and in the order of the tables."""
+    feeds: dict[str, list[tuple[Quantity, View]]] = {}
+    for quantity in quantities:
+        for view in quantity.views:
+            for prefix in _ACCOUNT_PREFIXES if view.split is not Split.NO else ("gpu",):
+                feeds.setdefault(family_name(prefix, view), []).append((quantity, view))
+    made: list[Entry] = []
+    for family in families.values():
+        rows = feeds.get(family.name, [])
+        made.append(
+            Entry(
+                group=_GROUPS[_group_of(family.name)][0],
+                name=family.name,
+                type=family.type.value,
+                unit=family.unit.suffix,
+                ucum=family.unit.ucum,
+                labels=family.labels,
+                help=family.help,
+                since=family.since,
+                sources=_once(source for row in rows for source in _sources(*row)),
+                tiers=_once(quantity.tier.name.lower() for quantity, _ in rows),
+                scopes=_once(quantity.scope.value for quantity, _ in rows),
+                opt_in=_once(quantity.opt_in for quantity, _ in rows if quantity.opt_in),
+                otel=_once(view.otel for _, view in rows if view.otel),
+                dcgm=_once(view.dcgm for _, view in rows if view.dcgm),
+            )
+        )
+    order = [title for title, _ in _GROUPS]
+    made.sort(key=lambda entry: order.index(entry.group))
+    return made
+
+
+def _once(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _codes(values: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(f"`{_cell(value)}`" for value in values)
+
+
+def markdown(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> str:
+    """docs/metrics.md: one table per group."""
+    documented = entries(families, quantities)
+    lines = [
+        "# Metrics of the agent",
+        "",
+        "Made from the metric tables by `claimscope metrics --format md`; change those, then run `make docs`.",
+        "",
+        "Units are base units and stand in the names. A number that cannot be read has no series, and"
+        " `claimscope_agent_missing_readings{reason}` counts it. An optional label without a value is empty. Tiers:"
+        " tick 10 times a second by default, gpm and second once a second, slow every 10 s, rare every minute, event"
+        " when it happens.",
+    ]
+    for title, about in _GROUPS:
+        members = [entry for entry in documented if entry.group == title]
+        if not members:
+            continue
+        lines += ["", f"## {title}", "", about, ""]
+        derived = any(entry.sources for entry in members)
+        if derived:
+            lines += [
+                "| metric | type | unit | labels | meaning | source | tier | OpenTelemetry | DCGM |",
+                "|---|---|---|---|---|---|---|---|---|",
+            ]
+        else:
+            lines += ["| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
+        for entry in members:
+            meaning = entry.help + (f" Needs collector {_codes(entry.opt_in)}." if entry.opt_in else "")
+            cells = [f"`{entry.name}`", entry.type, entry.unit or "–", _codes(entry.labels), _cell(meaning)]
+            if derived:
+                cells += [
+                    _codes(entry.sources, "<br>") or "–",
+                    ", ".join(entry.tiers) or "–",
+                    _codes(entry.otel) or "–",
+                    _codes(entry.dcgm) or "–",
+                ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def json(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> str:
+    """The same as one JSON array, for programs."""
+    return msgspec.json.format(msgspec.json.encode(entries(families, quantities)), indent=2).decode() + "\n"

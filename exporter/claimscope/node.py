@@ -1,0 +1,312 @@
+"""What does the agent know about its node right now, and what of it is shown?
+
+Sources push in (`on_...`), `publish` makes one immutable Snapshot out of everything. Single-threaded: every method
+runs on the agent's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, assert_never
+
+from claimscope.attribution import Attribution, attribute, held_claims
+from claimscope.extremes import Extremes
+from claimscope.metrics.own import build_info, own
+from claimscope.metrics.spec import Split, Stat
+from claimscope.metrics.tables import QUANTITIES
+from claimscope.model import Inventory, Missing, Sample, Snapshot, Window
+from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Status, WindowMessage
+from claimscope.web.application import Check, Readiness
+
+if TYPE_CHECKING:
+    from claimscope.accounting import Ledger
+    from claimscope.clock import Clock
+    from claimscope.kube.api import ApiError
+    from claimscope.kube.claims import ClaimLookup
+    from claimscope.kube.podresources import PodResourcesError
+    from claimscope.kube.structs import Listing, SliceDevice
+    from claimscope.nvml.supervisor import Supervisor
+    from claimscope.state import JournalState
+
+logger = logging.getLogger(__name__)
+
+FRESH_NS = 5_000_000_000  # a window older than this is not the present any more
+ATTRIBUTION_FRESH_NS = 30_000_000_000
+LOOKUP_SECONDS = 2.0
+
+_BUSY_KEYS = frozenset(
+    quantity.key
+    for quantity in QUANTITIES
+    for view in quantity.views
+    if view.stem == "busy" and view.stat is Stat.TOTAL and view.split is not Split.NO and view.labels == {"engine": "gpu"}
+)
+
+
+class Node:
+    """The present state of one node and its newest Snapshot."""
+
+    def __init__(
+        self, *, name: str, clock: Clock, supervisor: Supervisor, ledger: Ledger, attribution: bool
+    ) -> None:
+        self.clock = clock
+        self.changed = asyncio.Event()
+        self.snapshot: Snapshot | None = None
+        self._name = name
+        self._supervisor = supervisor
+        self._ledger = ledger
+        self._extremes = Extremes(QUANTITIES)
+        self._attribution_on = attribution
+        self._inventory: Inventory | None = None
+        self._windows: dict[str, Window] = {}
+        self._status: Status | None = None
+        self._listing: tuple[Listing, int] | None = None
+        self._new_listing = asyncio.Event()
+        self._slices: tuple[SliceDevice, ...] = ()
+        self._attribution = Attribution()
+        self._last_success_wall_ns: dict[str, int] = {}
+        self._last_listing_ns: int | None = None
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._failing: dict[str, str] = {"pod-resources": "no answer from the kubelet yet"} if attribution else {}
+        self._journal_writes: Counter[str] = Counter()
+        self._journal_wall_ns: int | None = None
+        self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
+
+    # What the sampler says.
+
+    def on_message(self, message: FromSampler) -> None:
+        """Takes one message of the sampler."""
+        match message:
+            case WindowMessage(window=window):
+                self._windows[window.entity] = window
+                self._ledger.observe(window)
+                self._extremes.observe(window)
+            case EventMessage(event=event):
+                logger.info("%s %d on %s", event.kind, event.code, event.entity)
+                self._ledger.event(event)
+            case InventoryMessage(inventory=inventory):
+                self._on_inventory(inventory)
+            case Status():
+                self._status = message
+            case _:
+                assert_never(message)
+        self.changed.set()
+
+    def _on_inventory(self, inventory: Inventory) -> None:
+        before = self._inventory
+        if inventory.error is not None and (before is None or before.error != inventory.error):
+            logger.error("NVML is not usable: %s", inventory.error)
+        if inventory.error is None and (before is None or before.error is not None):
+            logger.info("NVML %s with driver %s: %d devices", inventory.nvml_version, inventory.driver_version,
+                        len(inventory.devices))
+        self._inventory = inventory
+        self._ledger.inventory(inventory)
+        known = {device.entity.uuid for device in inventory.devices} | inventory.lost.keys()
+        if inventory.error is None and not inventory.released:
+            self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
+        self._new_listing.set()
+
+    # What the kubelet and the API server say.
+
+    def on_listing(self, listing: Listing, asked_ns: int) -> None:
+        """Takes a good listing of the kubelet, as of monotonic time `asked_ns`."""
+        self._listing = (listing, asked_ns)
+        self._last_listing_ns = asked_ns
+        self._succeeded("pod-resources")
+        self._new_listing.set()
+
+    def on_listing_error(self, error: PodResourcesError) -> None:
+        """Takes a failed poll: what was known before stands."""
+        self._failed("pod-resources", error.reason.value, str(error))
+
+    def on_slices(self, devices: tuple[SliceDevice, ...]) -> None:
+        """Takes the devices that drivers publish for this node."""
+        self._slices = devices
+        self._succeeded("resourceslices")
+        self._new_listing.set()
+
+    def on_slices_error(self, error: ApiError) -> None:
+        """Takes a failure of the slices' watch: what was known before stands."""
+        self._failed("resourceslices", error.reason.value, str(error))
+
+    def on_claims_error(self, error: ApiError) -> None:
+        """Takes a failure to read a claim: it is then taken not to be admin access."""
+        self._failed("resourceclaims", error.reason.value, str(error))
+
+    @property
+    def wants_api(self) -> bool:
+        """True when a claim is held, of which the API server could tell more."""
+        return self._listing is not None and bool(held_claims(self._listing[0]))
+
+    async def attribute(self, lookup: ClaimLookup | None) -> None:
+        """Waits for something new and joins it."""
+        await self._new_listing.wait()
+        self._new_listing.clear()
+        if self._listing is None or self._inventory is None:
+            return
+        listing, asked_ns = self._listing
+        if lookup is not None:
+            try:
+                async with asyncio.timeout(LOOKUP_SECONDS):
+                    await lookup.refresh(held_claims(listing))
+            except TimeoutError:
+                self._failed("resourceclaims", "timeout", "the API server is slow to tell of claims")
+        found = attribute(
+            self._inventory,
+            listing,
+            self._slices,
+            node=self._name,
+            claims=None if lookup is None else lookup.facts(),
+        )
+        if found.unresolved != self._attribution.unresolved:
+            for item in found.unresolved:
+                if item not in self._attribution.unresolved:
+                    logger.warning("device %s of %s/%s (%s) has no certain holder or is not known to NVML: %s",
+                                   item.device, item.namespace, item.name, item.driver, item.reason)
+        self._attribution = found
+        if self._inventory.error is None and not self._inventory.released:
+            self._ledger.hold(found.holds, asked_ns, self.clock.wall_ns())
+        self.changed.set()
+
+    def _succeeded(self, source: str) -> None:
+        self._last_success_wall_ns[source] = self.clock.wall_ns()
+        self._failing.pop(source, None)
+
+    def _failed(self, source: str, reason: str, text: str) -> None:
+        self._errors[source, reason] += 1
+        self._failing[source] = text
+        self.changed.set()
+
+    # The journal.
+
+    def journal(self, boot_id: str) -> JournalState:
+        """A copy of what must outlive this process."""
+        return self._ledger.to_state(boot_id, self.clock.monotonic_ns(), self.clock.wall_ns())
+
+    def journal_saved(self) -> None:
+        """Counts a journal that was written."""
+        self._journal_writes["ok"] += 1
+        self._journal_wall_ns = self.clock.wall_ns()
+
+    def journal_failed(self) -> None:
+        """Counts a journal that could not be written."""
+        self._journal_writes["error"] += 1
+
+    # What is shown.
+
+    def publish(self) -> None:
+        """Makes the Snapshot of this moment."""
+        now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
+        self.snapshot = Snapshot(
+            node=self._name,
+            wall_ns=wall_ns,
+            monotonic_ns=now_ns,
+            inventory=self._inventory,
+            up=self._up(now_ns),
+            windows=dict(self._windows),
+            totals=self._ledger.totals(),
+            extremes=self._extremes.view(wall_ns),
+            unattributed=self._ledger.unattributed(),
+            accounts=self._ledger.accounts(now_ns),
+            holds=self._attribution.holds,
+            xids=self._ledger.xids(),
+            own=tuple(self._own(now_ns)),
+        )
+
+    def _up(self, now_ns: int) -> dict[str, bool]:
+        inventory = self._inventory
+        if inventory is None:
+            return {}
+        usable = inventory.error is None and not inventory.released
+        up = dict.fromkeys(inventory.lost, False)
+        for device in inventory.devices:
+            uuid = device.entity.uuid
+            window = self._windows.get(uuid)
+            fresh = window is not None and now_ns - window.end_ns < FRESH_NS
+            gone = uuid in inventory.lost or device.entity.parent in inventory.lost
+            up[uuid] = usable and fresh and not gone
+        return up
+
+    def readiness(self) -> Readiness:
+        """Whether the figures are fresh. Missing attribution is said and does not fail it: devices are served."""
+        now_ns = self.clock.monotonic_ns()
+        inventory = self._inventory
+        newest = max((window.end_ns for window in self._windows.values()), default=None)
+        if inventory is None:
+            sampler = Check(name="sampler", ok=False, reason="the sampler has not reported yet")
+        elif inventory.error is not None:
+            sampler = Check(name="sampler", ok=False, reason=inventory.error)
+        elif inventory.released:
+            sampler = Check(name="sampler", ok=False, reason="NVML is released on request; `claimscope nvml acquire`")
+        elif newest is None:
+            sampler = Check(name="sampler", ok=False, reason="no window yet")
+        else:
+            age = (now_ns - newest) / 1e9
+            sampler = Check(name="sampler", ok=now_ns - newest < FRESH_NS, reason=f"newest window is {age:.1f} s old")
+        checks = [sampler]
+        for source, text in sorted(self._failing.items()):
+            checks.append(Check(name=source, ok=True, reason=f"degraded: {text}"))
+        return Readiness(checks=tuple(checks))
+
+    def _own(self, now_ns: int) -> Iterable[Sample]:
+        yield self._build
+        inventory, status, supervisor = self._inventory, self._status, self._supervisor
+        newest = max((window.end_ns for window in self._windows.values()), default=None)
+        yield own("sampler_up", float(newest is not None and now_ns - newest < FRESH_NS))
+        for reason, count in sorted(supervisor.restarts.items()):
+            yield own("sampler_restarts_total", count, reason)
+        yield own("quarantined_devices", len(supervisor.quarantined))
+        if newest is not None:
+            yield own(
+                "sampler_last_window_timestamp_seconds",
+                max(window.end_wall_ns for window in self._windows.values()) / 1e9,
+            )
+        if inventory is not None:
+            yield own("nvml_up", float(inventory.error is None and not inventory.released))
+            yield own("nvml_released", float(inventory.released))
+        if status is not None:
+            yield from _status_samples(status)
+        missing = Counter(reason for window in self._windows.values() for reason in window.missing.values())
+        for reason in Missing:
+            yield own("missing_readings", missing[reason], reason.value)
+        yield own("unmeasurable_devices", self._unmeasurable(), "busy_time")
+        yield own("unobserved_seconds_total", self._ledger.unobserved_seconds)
+        for source, wall_ns in sorted(self._last_success_wall_ns.items()):
+            yield own("attribution_last_success_timestamp_seconds", wall_ns / 1e9, source)
+        for (source, reason), count in sorted(self._errors.items()):
+            yield own("attribution_errors_total", count, source, reason)
+        unresolved = Counter((item.reason, item.driver or "") for item in self._attribution.unresolved)
+        for (reason, driver), count in sorted(unresolved.items()):
+            yield own("attribution_unresolved_devices", count, reason, driver)
+        for result in ("ok", "error"):
+            yield own("journal_writes_total", self._journal_writes[result], result)
+        if self._journal_wall_ns is not None:
+            yield own("journal_last_success_timestamp_seconds", self._journal_wall_ns / 1e9)
+
+    def _unmeasurable(self) -> int:
+        """Devices that somebody holds and whose busy time nothing measures, such as MIG devices of an A100."""
+        held = {hold.entity for hold in self._attribution.holds}
+        return sum(
+            1
+            for uuid in held
+            if (window := self._windows.get(uuid)) is not None and _BUSY_KEYS.isdisjoint(window.integral)
+        )
+
+
+def _status_samples(status: Status) -> Iterable[Sample]:
+    yield own("sampler_ticks_total", status.ticks)
+    yield own("sampler_late_ticks_total", status.late_ticks)
+    yield own("sampler_lateness_seconds", status.lateness_max_seconds)
+    yield own("sampler_hz", status.sampling_hz)
+    yield own("sampler_shed", float(status.shed))
+    yield own("sampler_dropped_messages_total", status.dropped_messages)
+    yield own("sampler_cpu_seconds_total", status.cpu_seconds)
+    for uuid, seconds in sorted(status.driver_seconds.items()):
+        yield own("driver_seconds_total", seconds, uuid)
+    for call, cost in sorted(status.calls.items()):
+        yield own("driver_calls_total", cost.calls, call)
+        yield own("driver_call_seconds_total", cost.seconds, call)

@@ -1,0 +1,397 @@
+"""What happens on the simulated node, and when? Pods that come and go, and faults, read from a YAML file.
+
+Times are seconds since the simulation began. A file names only what differs from the default: `pods` replaces the
+default pods, `faults` adds faults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from claimscope.sim.profiles import Profile
+from claimscope.sim.workloads import WORKLOADS
+
+
+class ClaimPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A ResourceClaim of a pod."""
+
+    name: str
+    devices: tuple[str, ...]  # "gpu:0" a GPU, "mig:0/1" the second MIG device of GPU 0
+    shared: bool = False  # one claim for all pods that name it; else every pod has its own
+    admin_access: bool = False  # looks without holding: it does no work
+    capacity_share: bool = False  # held by a share of its capacity: has a share id
+    driver: str = "gpu.nvidia.com"
+
+
+class PodPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pod, once or again and again."""
+
+    namespace: str
+    name: str
+    workload: str
+    container: str = "main"
+    start: float = 0.0
+    duration: float | None = None  # None: it stays
+    period: float | None = None  # a new pod each period
+    claims: tuple[ClaimPlan, ...] = ()
+    plugin: dict[str, tuple[str, ...]] = {}  # resource name -> devices; "gpu:5::1" is a time-slicing replica
+
+
+class XidFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="xid"):
+    """The driver reports an XID."""
+
+    at: float
+    gpu: int
+    code: int
+    mig: int | None = None  # place of the MIG device it is attributed to
+    every: float | None = None  # again and again
+
+
+class EccFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="ecc"):
+    """Memory errors are counted; an uncorrected one remaps a row."""
+
+    at: float
+    gpu: int
+    type: Literal["corrected", "uncorrected"] = "uncorrected"
+    location: Literal["l1_cache", "l2_cache", "dram", "register_file", "texture_memory", "sram"] = "dram"
+    count: int = 1
+    remap_failure: bool = False
+
+
+class ThermalFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="thermal_throttle"
+):
+    """The GPU is too hot and slows down."""
+
+    at: float
+    gpu: int
+    duration: float = 60.0
+    hardware: bool = False
+
+
+class PowerBrakeFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="power_brake"
+):
+    """The power supply asserts the brake."""
+
+    at: float
+    gpu: int
+    duration: float = 60.0
+
+
+class NvlinkDownFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="nvlink_down"
+):
+    """A link goes down; its traffic moves to the others."""
+
+    at: float
+    gpu: int
+    link: int
+    duration: float | None = None
+
+
+class NvlinkErrorsFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="nvlink_errors"
+):
+    """A link counts errors and recovers."""
+
+    at: float
+    gpu: int
+    link: int
+    count: int = 1
+
+
+class LostFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lost"):
+    """The GPU falls off the bus; if it comes back, it was reset and its counters begin anew."""
+
+    at: float
+    gpu: int
+    duration: float | None = None
+    xid: int | None = 79
+    code: int = 15  # GPU_IS_LOST; 16: RESET_REQUIRED
+
+
+class HangFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
+    """Calls do not return until it is over."""
+
+    at: float
+    gpu: int
+    duration: float | None = None
+    function: str | None = None  # None: every call for this GPU
+
+
+class CrashFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="crash"
+):
+    """The library aborts the process that calls."""
+
+    at: float
+    gpu: int
+    function: str
+    duration: float = 1.0
+
+
+class SlowFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="slow"):
+    """Calls take their time."""
+
+    at: float
+    gpu: int
+    function: str
+    milliseconds: float
+    duration: float | None = None
+
+
+class ReturnCodeFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="return_code"
+):
+    """A function, or one field of nvmlDeviceGetFieldValues, answers with an error."""
+
+    at: float
+    code: int
+    function: str | None = None
+    field: int | None = None
+    gpu: int | None = None  # None: all
+    duration: float | None = None
+
+
+class RecoveryActionFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="recovery_action"
+):
+    """The driver asks for a recovery action (field 230)."""
+
+    at: float
+    gpu: int
+    action: int
+    duration: float | None = None
+
+
+class DriverReloadFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="driver_reload"
+):
+    """The driver is unloaded and loaded again; counters begin anew and old handles are dead."""
+
+    at: float
+    duration: float = 5.0
+    version: str | None = None
+    code: int = 9  # what nvmlInit answers meanwhile
+
+
+class MigChangeFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mig_change"
+):
+    """A GPU is cut anew; no profiles: MIG off."""
+
+    at: float
+    gpu: int
+    layout: tuple[str, ...]
+
+
+Fault = (
+    XidFault
+    | EccFault
+    | ThermalFault
+    | PowerBrakeFault
+    | NvlinkDownFault
+    | NvlinkErrorsFault
+    | LostFault
+    | HangFault
+    | CrashFault
+    | SlowFault
+    | ReturnCodeFault
+    | RecoveryActionFault
+    | DriverReloadFault
+    | MigChangeFault
+)
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that happens."""
+
+    pods: tuple[PodPlan, ...] | None = None  # None: the default pods of the profile
+    faults: tuple[Fault, ...] = ()
+
+
+class ScenarioError(ValueError):
+    """The scenario cannot be played; the text says where it is wrong."""
+
+
+def decode_scenario(text: str | bytes, where: str = "scenario") -> Scenario:
+    """Reads a scenario from YAML."""
+    try:
+        return msgspec.yaml.decode(text, type=Scenario)
+    except msgspec.DecodeError as error:
+        raise ScenarioError(f"{where}: {error}") from error
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Reads a scenario file."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ScenarioError(f"cannot read the scenario file {path}: {error.strerror}") from error
+    return decode_scenario(text, str(path))
+
+
+def parse_device(text: str) -> tuple[int, int | None, int | None]:
+    """A device of a plan: (GPU, place of the MIG device, replica)."""
+    body, separator, replica_text = text.partition("::")
+    kind, _, rest = body.partition(":")
+    gpu_text, slash, place_text = rest.partition("/")
+    try:
+        gpu = int(gpu_text)
+        place = int(place_text) if slash else None
+        replica = int(replica_text) if separator else None
+    except ValueError:
+        gpu, place, replica = -1, None, None
+    if gpu < 0 or kind not in {"gpu", "mig"} or (kind == "mig") != (place is not None):
+        raise ScenarioError(f'{text!r} is no device; write "gpu:0", "mig:0/1" or "gpu:0::1"')
+    return gpu, place, replica
+
+
+def check_scenario(scenario: Scenario, profile: Profile, functions: tuple[str, ...]) -> None:
+    """Raises ScenarioError where a plan names what the profile does not have."""
+    for pod in scenario.pods or ():
+        where = f"pod {pod.namespace}/{pod.name}"
+        if pod.workload not in WORKLOADS:
+            raise ScenarioError(f"{where}: no workload {pod.workload!r}; there are: {', '.join(WORKLOADS)}")
+        if pod.period is not None and (pod.duration is None or not 0 < pod.duration <= pod.period):
+            raise ScenarioError(f"{where}: a pod with a period needs a duration of at most that period")
+        names = [device for claim in pod.claims for device in claim.devices]
+        names += [device for devices in pod.plugin.values() for device in devices]
+        for name in names:
+            if parse_device(name)[0] >= profile.gpu_count:
+                raise ScenarioError(f"{where}: {name!r}: {profile.name} has {profile.gpu_count} GPUs, counted from 0")
+    for fault in scenario.faults:
+        where = f"fault {type(fault).__struct_config__.tag} at {fault.at} s"
+        gpu: Any = getattr(fault, "gpu", None)
+        if gpu is not None and not 0 <= gpu < profile.gpu_count:
+            raise ScenarioError(f"{where}: no GPU {gpu}; {profile.name} has {profile.gpu_count}, counted from 0")
+        link: Any = getattr(fault, "link", None)
+        if link is not None and not 0 <= link < profile.nvlink_links:
+            raise ScenarioError(f"{where}: no NVLink {link}; {profile.name} has {profile.nvlink_links} per GPU")
+        function: Any = getattr(fault, "function", None)
+        if function is not None and function not in functions:
+            raise ScenarioError(f"{where}: no simulated function {function!r}")
+        if isinstance(fault, ReturnCodeFault) and (fault.function is None) == (fault.field is None):
+            raise ScenarioError(f"{where}: give either function or field")
+        if isinstance(fault, MigChangeFault):
+            try:
+                profile.places(fault.layout)
+            except ValueError as error:
+                raise ScenarioError(f"{where}: {error}") from error
+
+
+def default_pods(profile: Profile) -> tuple[PodPlan, ...]:
+    """Claims that come and go, shared ones, MIG, time slicing and the device plugin, as far as the profile has room."""
+    if profile.mig_layout:
+        return (
+            PodPlan(
+                namespace="ml-research",
+                name="notebook",
+                workload="data_starved",
+                claims=(ClaimPlan(name="notebook-slice", devices=("mig:0/0",)),),
+            ),
+            PodPlan(
+                namespace="serving",
+                name="small-model",
+                workload="inference",
+                start=10,
+                duration=70,
+                period=90,
+                claims=(ClaimPlan(name="small-model-slice", devices=("mig:0/1",)),),
+            ),
+            PodPlan(
+                namespace="serving",
+                name="embedder",
+                workload="inference",
+                plugin={"nvidia.com/mig-2g.10gb": ("mig:1/0",)},
+            ),
+            PodPlan(
+                namespace="ci",
+                name="unit-tests",
+                workload="training",
+                start=5,
+                duration=40,
+                period=60,
+                claims=(ClaimPlan(name="unit-tests-gpu", devices=("mig:1/2",)),),
+            ),
+            *_whole_gpu_pods(2, 6),
+        )
+    return _whole_gpu_pods(0, profile.gpu_count)
+
+
+def _whole_gpu_pods(first: int, count: int) -> tuple[PodPlan, ...]:
+    def gpu(offset: int) -> str:
+        return f"gpu:{first + offset}"
+
+    pods = [
+        # A job on one GPU that is started again and again, each time with a claim of its own.
+        PodPlan(
+            namespace="ml-research",
+            name="train-llm",
+            workload="training",
+            start=2,
+            duration=90,
+            period=120,
+            claims=(ClaimPlan(name="train-llm-gpu", devices=(gpu(0),)),),
+        ),
+        # Two pods share one claim.
+        *(
+            PodPlan(
+                namespace="serving",
+                name=f"chat-{replica}",
+                workload="inference",
+                claims=(ClaimPlan(name="chat-gpu", devices=(gpu(1),), shared=True),),
+            )
+            for replica in "ab"
+        ),
+        # The device plugin hands out a whole GPU.
+        PodPlan(
+            namespace="legacy",
+            name="render-farm",
+            workload="data_starved",
+            plugin={"nvidia.com/gpu": (gpu(2),)},
+        ),
+        # And two replicas of one GPU by time slicing.
+        *(
+            PodPlan(
+                namespace="legacy",
+                name=f"notebook-{replica}",
+                workload="inference",
+                plugin={"nvidia.com/gpu.shared": (f"{gpu(3)}::{replica}",)},
+            )
+            for replica in (0, 1)
+        ),
+    ]
+    if count >= 6:
+        pods.append(
+            # One claim with two GPUs.
+            PodPlan(
+                namespace="ml-research",
+                name="finetune",
+                workload="training",
+                start=15,
+                duration=60,
+                period=80,
+                claims=(ClaimPlan(name="finetune-gpus", devices=(gpu(4), gpu(5))),),
+            )
+        )
+    if count >= 8:
+        pods.append(
+            # A claim that is held and hardly used.
+            PodPlan(
+                namespace="ml-research",
+                name="forgotten-notebook",
+                workload="idle",
+                claims=(ClaimPlan(name="forgotten-gpu", devices=(gpu(6),)),),
+            )
+        )
+    return tuple(pods)
+
+
+def default_scenario(profile: Profile) -> Scenario:
+    """What is played where no file is given."""
+    return Scenario(pods=default_pods(profile))

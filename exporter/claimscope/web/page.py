@@ -1,0 +1,374 @@
+"""What does a person see who opens the agent in a browser?
+
+One self-contained HTML page made from the same samples as /metrics: no script, no outside resource. Every text that
+comes from a device, a pod or a claim is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from claimscope.model import Hold, Holder, Sample, Snapshot
+
+# Which engine stands for "how busy", best first.
+_ENGINES = ("gpu", "sm", "graphics", "compute")
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b2430; --soft: #5c6b7d; --line: #dfe5ec; --paper: #f6f8fa; --card: #fff;
+  --fill: #3b7dd8; --track: #e6ebf1; --good: #1a7f4b; --bad: #b3261e; --warn: #8a5a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #97a5b5; --line: #2c3642; --paper: #12171d;
+  --card: #1a2129; --fill: #5a9bf0; --track: #2a333e; --good: #4cc38a; --bad: #ff8a80; --warn: #e6b450; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.45 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 48px; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 14px; }
+h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 28px 0 10px; }
+h2 small, .soft { color: var(--soft); font-weight: normal; }
+nav { margin-left: auto; display: flex; flex-wrap: wrap; gap: 14px; }
+a { color: var(--fill); text-decoration: none; } a:hover, a:focus { text-decoration: underline; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow-x: auto; }
+.note { padding: 12px 16px; margin-bottom: 14px; border-left: 4px solid var(--bad); }
+.note ul { margin: 6px 0 0; padding-left: 18px; } .empty { padding: 18px 16px; color: var(--soft); }
+table { border-collapse: collapse; width: 100%; }
+th { text-align: left; font-size: 12px; font-weight: 600; color: var(--soft); padding: 10px 12px 8px;
+  white-space: nowrap; border-bottom: 1px solid var(--line); }
+td { padding: 9px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; color: var(--soft); overflow-wrap: anywhere; }
+.part td:first-child { padding-left: 28px; }
+.tag { font-size: 12px; border: 1px solid currentColor; border-radius: 9px; padding: 0 8px; white-space: nowrap; }
+.good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
+svg { display: inline-block; width: 84px; height: 8px; margin-right: 8px; vertical-align: 1px; }
+svg .track { fill: var(--track); } svg .fill { fill: var(--fill); }
+footer { margin-top: 26px; color: var(--soft); font-size: 13px; }
+"""
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+# Nothing but this very style sheet may run or load, should an escape ever be missed.
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclass(slots=True)
+class _Holding:
+    """One holder's row, summed over its devices."""
+
+    allocated_seconds: float | None = None
+    busy_seconds: float | None = None
+    energy_joules: float | None = None
+    memory_bytes: float | None = None
+    uuids: dict[str, None] = field(default_factory=dict)
+    attributions: dict[str, None] = field(default_factory=dict)
+    pods: dict[str, None] = field(default_factory=dict)
+    ended: bool = False
+
+
+class _Index:
+    """Samples by family and then by label."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._by_family: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+        for sample in samples:
+            self._by_family.setdefault(sample.family, []).append((dict(sample.labels), sample.value))
+
+    def rows(self, family: str) -> Sequence[tuple[Mapping[str, str], float]]:
+        return self._by_family.get(family, ())
+
+    def by_uuid(self, family: str, **fixed: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for labels, value in self.rows(family):
+            if all(labels.get(name) == wanted for name, wanted in fixed.items()):
+                found.setdefault(labels.get("uuid", ""), value)
+        return found
+
+    def engine(self, family: str) -> dict[str, str]:
+        """For each uuid, the engine that tells best how busy it is."""
+        best: dict[str, str] = {}
+        for labels, _ in self.rows(family):
+            uuid, engine = labels.get("uuid", ""), labels.get("engine", "")
+            if engine in _ENGINES and (
+                uuid not in best or _ENGINES.index(engine) < _ENGINES.index(best[uuid])
+            ):
+                best[uuid] = engine
+        return best
+
+
+def bytes_text(value: float | None) -> str:
+    """Bytes for a person: `41.2 GiB`."""
+    if value is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def joules_text(value: float | None) -> str:
+    """Energy for a person: joules, then watt hours, then kilowatt hours."""
+    if value is None:
+        return "–"
+    if value < 3600:
+        return f"{value:.0f} J"
+    return f"{value / 3600:.1f} Wh" if value < 3.6e6 else f"{value / 3.6e6:.2f} kWh"
+
+
+def duration_text(seconds: float | None) -> str:
+    """A duration for a person: its two largest units."""
+    if seconds is None:
+        return "–"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "–" if value is None else f"{value:.0f} {unit}"
+
+
+def _bar(ratio: float | None) -> str:
+    if ratio is None:
+        return '<span class="soft">–</span>'
+    percent = min(100.0, max(0.0, ratio * 100))
+    return (
+        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="track" width="100" '
+        f'height="10" rx="3"/><rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %'
+    )
+
+
+def _cell(text: str, numeric: bool = False) -> str:
+    return f'<td class="n">{text}</td>' if numeric else f"<td>{text}</td>"
+
+
+def _holder_name(holder: Holder) -> str:
+    name = f"{holder.namespace}/{holder.name}"
+    return f"{name} ({holder.container})" if holder.source != "claim" and holder.container else name
+
+
+def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -> list[str]:
+    inventory = snapshot.inventory
+    if inventory is None:
+        return []
+    holds: dict[str, dict[str, None]] = {}
+    for hold in snapshot.holds:
+        holds.setdefault(hold.entity, {})[_holder_name(hold.holder)] = None
+    engines = index.engine("gpu_utilization_ratio")
+    utilization = {
+        labels["uuid"]: value
+        for labels, value in index.rows("gpu_utilization_ratio")
+        if engines.get(labels.get("uuid", "")) == labels.get("engine")
+    }
+    used, total = index.by_uuid("gpu_memory_used_bytes"), index.by_uuid("gpu_memory_total_bytes")
+    power = index.by_uuid("gpu_power_watts", kind="instant") or index.by_uuid("gpu_power_watts")
+    temperature = index.by_uuid("gpu_temperature_celsius", sensor="gpu")
+    rows: list[str] = []
+    shown: set[str] = set()
+    for device in inventory.devices:
+        uuid = device.entity.uuid
+        shown.add(uuid)
+        if uuid in inventory.lost:
+            status = f'<span class="tag bad">lost</span> <span class="soft">{escape(inventory.lost[uuid])}</span>'
+        elif snapshot.up.get(uuid, False):
+            status = '<span class="tag good">up</span>'
+        else:
+            status = '<span class="tag warn">no fresh data</span>'
+        model = device.mig.profile if device.mig is not None else (device.model or "")
+        memory = bytes_text(used.get(uuid))
+        if uuid in total:
+            memory += f' <span class="soft">of {bytes_text(total[uuid])}</span>'
+        held = "<br>".join(escape(name) for name in holds.get(uuid, ())) or '<span class="soft">–</span>'
+        rows.append(
+            f'<tr{" class=part" if device.mig is not None else ""}>'
+            + _cell(f"{escape(names[uuid])} {escape(model)}<br><code>{escape(uuid)}</code>")
+            + _cell(status)
+            + _cell(_bar(utilization.get(uuid)))
+            + _cell(memory, numeric=True)
+            + _cell(_number(power.get(uuid), "W"), numeric=True)
+            + _cell(_number(temperature.get(uuid), "°C"), numeric=True)
+            + _cell(held)
+            + "</tr>"
+        )
+    rows.extend(
+        "<tr>"
+        + _cell(f"<code>{escape(uuid)}</code>")
+        + _cell(f'<span class="tag bad">lost</span> <span class="soft">{escape(why)}</span>')
+        + _cell("–") * 5
+        + "</tr>"
+        for uuid, why in sorted(inventory.lost.items())
+        if uuid not in shown
+    )
+    return rows
+
+
+def _add(known: float | None, value: float) -> float:
+    return value if known is None else known + value
+
+
+def _holdings(snapshot: Snapshot, index: _Index) -> dict[tuple[str, ...], _Holding]:
+    made: dict[tuple[str, ...], _Holding] = {}
+
+    def of(holder: Holder) -> _Holding:
+        key = (holder.source, holder.namespace, holder.name, holder.uid or "", holder.container or "")
+        return made.setdefault(key, _Holding())
+
+    def note(hold: Hold) -> None:
+        row = of(hold.holder)
+        row.uuids[hold.entity] = None
+        row.pods.update(dict.fromkeys(f"{pod.pod} ({pod.container})" for pod in hold.pods))
+
+    for hold in snapshot.holds:
+        note(hold)
+    running: set[tuple[str, ...]] = set(made)
+    for account in snapshot.accounts:
+        of(account.holder).uuids[account.entity] = None
+    for source, prefix in (("claim", "dra_claim_gpu_"), ("pod", "pod_gpu_")):
+        engines = index.engine(prefix + "busy_seconds_total")
+
+        def row_of(labels: Mapping[str, str], source: str = source) -> _Holding | None:
+            name = labels.get("resourceclaim") if source == "claim" else labels.get("pod")
+            key = (source, labels["namespace"], name or "", labels.get("claim_uid", ""), labels.get("container", ""))
+            row = made.get(key)
+            if row is not None:
+                row.attributions[labels["attribution"]] = None
+            return row
+
+        for labels, value in index.rows(prefix + "allocated_seconds_total"):
+            if (row := row_of(labels)) is not None:
+                row.allocated_seconds = _add(row.allocated_seconds, value)
+        for labels, value in index.rows(prefix + "busy_seconds_total"):
+            if engines.get(labels["uuid"]) == labels.get("engine") and (row := row_of(labels)) is not None:
+                row.busy_seconds = _add(row.busy_seconds, value)
+        for labels, value in index.rows(prefix + "energy_joules_total"):
+            if (row := row_of(labels)) is not None:
+                row.energy_joules = _add(row.energy_joules, value)
+        for labels, value in index.rows(prefix + "memory_used_bytes"):
+            if (row := row_of(labels)) is not None:
+                row.memory_bytes = _add(row.memory_bytes, value)
+    for key, row in made.items():
+        row.ended = key not in running
+    return made
+
+
+def _holding_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -> list[str]:
+    rows: list[str] = []
+    holdings = _holdings(snapshot, index)
+    for key in sorted(holdings, key=lambda key: (holdings[key].ended, key)):
+        source, namespace, name, uid, container = key
+        row = holdings[key]
+        kind = "claim" if source == "claim" else "pod"
+        title = f"{escape(namespace)}/{escape(name)}" + (f" ({escape(container)})" if container else "")
+        if row.ended:
+            title += ' <span class="tag">ended</span>'
+        if uid:
+            title += f"<br><code>{escape(uid)}</code>"
+        ratio = (
+            row.busy_seconds / row.allocated_seconds if row.busy_seconds is not None and row.allocated_seconds else None
+        )
+        rows.append(
+            "<tr>"
+            + _cell(title)
+            + _cell(kind)
+            + _cell("<br>".join(escape(pod) for pod in row.pods) or '<span class="soft">–</span>')
+            + _cell("<br>".join(escape(names.get(uuid, uuid)) for uuid in row.uuids))
+            + _cell(escape(", ".join(row.attributions)) or '<span class="soft">–</span>')
+            + _cell(duration_text(row.allocated_seconds), numeric=True)
+            + _cell(_bar(ratio))
+            + _cell(joules_text(row.energy_joules), numeric=True)
+            + _cell(bytes_text(row.memory_bytes), numeric=True)
+            + "</tr>"
+        )
+    return rows
+
+
+def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[str], empty: str) -> str:
+    if not rows:
+        return f'<div class="card empty">{escape(empty)}</div>'
+    head = "".join(f'<th scope="col"{" class=n" if numeric else ""}>{escape(name)}</th>' for name, numeric in columns)
+    return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+_DEVICE_COLUMNS = (
+    ("Device", False), ("Status", False), ("Utilization", False), ("Memory used", True), ("Power", True),
+    ("Temperature", True), ("Held by", False),
+)
+_HOLDER_COLUMNS = (
+    ("Holder", False), ("Kind", False), ("Used by", False), ("Devices", False), ("Attribution", False),
+    ("GPU time held", True), ("Busy of that", False), ("Energy", True), ("Memory used", True),
+)
+
+
+def device_names(snapshot: Snapshot) -> dict[str, str]:
+    """Short names of devices for people: `GPU 0`, `GPU 0 MIG 3/0`."""
+    names: dict[str, str] = {}
+    for device in snapshot.inventory.devices if snapshot.inventory is not None else ():
+        name = f"GPU {device.entity.gpu}"
+        if device.mig is not None:
+            name += f" MIG {device.mig.gpu_instance_id}/{device.mig.compute_instance_id}"
+        names[device.entity.uuid] = name
+    return names
+
+
+def render_page(
+    *, snapshot: Snapshot | None, samples: Iterable[Sample], version: str, failing: Sequence[str], refresh: bool
+) -> str:
+    """The whole page; `failing` are the readiness checks that do not hold."""
+    index = _Index(samples)
+    problems = list(failing)
+    if snapshot is None:
+        node, facts = "", ["The agent has only just started and has nothing to show yet."]
+        devices = holders = ""
+    else:
+        node = snapshot.node
+        inventory = snapshot.inventory
+        names = device_names(snapshot)
+        facts = ["as of " + time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(snapshot.wall_ns / 1e9))]
+        if inventory is not None and inventory.driver_version:
+            facts.insert(0, f"driver {inventory.driver_version}")
+        if inventory is not None and inventory.error:
+            problems.append(inventory.error)
+        if inventory is not None and inventory.released:
+            problems.append("NVML is released on request; no GPU is read until it is taken up again.")
+        devices = _table(_DEVICE_COLUMNS, _device_rows(snapshot, index, names), "NVML shows no GPU on this node.")
+        holders = _table(
+            _HOLDER_COLUMNS,
+            _holding_rows(snapshot, index, names),
+            "No claim and no device-plugin pod holds a GPU of this node.",
+        )
+    note = ""
+    if problems:
+        items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+        note = f'<div class="card note"><strong class="bad">Not ready</strong><ul>{items}</ul></div>'
+    toggle = '<a href="/">stop refreshing</a>' if refresh else '<a href="/?refresh=on">refresh every 5 s</a>'
+    body = "" if snapshot is None else (
+        f"<h2>Devices</h2>{devices}<h2>Claims and pods <small>this node's part, since each began</small></h2>{holders}"
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        + ('<meta http-equiv="refresh" content="5">' if refresh else "")
+        + f"<title>claimscope{' on ' + escape(node) if node else ''}</title>"
+        f'<style>{_STYLE}</style></head><body><main><header><h1>claimscope</h1><span>{escape(node)}</span>'
+        f'<span class="soft">{escape(" · ".join(facts))}</span><nav><a href="/metrics">metrics</a>'
+        '<a href="/readyz">readiness</a><a href="/livez">liveness</a><a href="/api/v1/snapshot">snapshot (JSON)</a>'
+        f"{toggle}</nav></header>{note}{body}"
+        f"<footer>claimscope agent {escape(version)} · one row per device and per holder of a device; /metrics has "
+        "every figure.</footer></main></body></html>\n"
+    )

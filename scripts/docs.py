@@ -1,0 +1,24 @@
+"""Rewrites the pages under docs/ that are generated from the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from claimscope import config
+from claimscope.export import docs
+
+PAGES = {"configuration.md": config.document, "metrics.md": docs.markdown}
+
+
+def main() -> None:
+    """Writes what changed and names it."""
+    folder = Path(__file__).parent.parent / "docs"
+    for name, make in PAGES.items():
+        path, text = folder / name, make()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote docs/{name}")
+
+
+if __name__ == "__main__":
+    main()

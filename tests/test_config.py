@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claimscope import config
+from claimscope.config import Config, ConfigError, build, from_environment, from_file, from_flags
+
+ROOT = Path(__file__).parent.parent
+
+
+def from_text(text: str) -> Config:
+    return build(from_file(text, "claimscope.yaml"))
+
+
+def test_nothing_written_gives_the_defaults() -> None:
+    assert build(from_file("", "x.yaml"), from_environment({}), from_flags({})) == Config()
+    assert Config().listen == ("", 19400)
+    assert Config().kubelet_socket == "/var/lib/kubelet/pod-resources/kubelet.sock"
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file() -> None:
+    built = build(
+        from_file("sampling_hz: 2\nhang_seconds: 20\nnode_name: from-file\n", "claimscope.yaml"),
+        from_environment({"CLAIMSCOPE_SAMPLING_HZ": "3", "CLAIMSCOPE_NODE_NAME": "from-environment"}),
+        from_flags({"sampling_hz": "4", "node_name": None}),
+    )
+    assert (built.sampling_hz, built.hang_seconds, built.node_name) == (4.0, 20.0, "from-environment")
+
+
+def test_a_list_is_written_with_commas_in_flags_and_as_a_list_in_the_file() -> None:
+    assert build(from_flags({"collectors": "nvlink-per-link, processes"})).collectors == (
+        "nvlink-per-link",
+        "processes",
+    )
+    assert from_text("collectors: [processes]\n").collectors == ("processes",)
+
+
+def test_a_bare_off_in_the_file_is_the_word_off() -> None:
+    assert from_text("attribution: off\napi_server: off\n") == Config(attribution="off", api_server="off")
+
+
+def test_variables_that_kubernetes_makes_for_a_service_are_left_alone() -> None:
+    environment = {"CLAIMSCOPE_PORT": "tcp://10.0.0.1:19400", "CLAIMSCOPE_SERVICE_HOST": "10.0.0.1"}
+    assert build(from_environment(environment)) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("node_name: a\nsamplin_hz: 5\n", "claimscope.yaml:2:1: unknown key `samplin_hz`: did you mean `sampling_hz`?"),
+        ("sampling_hz: fast\n", "claimscope.yaml:1:14: `fast` is not a number from 1 to 20"),
+        ("sampling_hz: '5'\n", "claimscope.yaml:1:14: `5` is not a number from 1 to 20"),
+        ("sampling_hz: .nan\n", "claimscope.yaml:1:14: `nan` is not a number from 1 to 20"),
+        ("hang_seconds: 0\n", "claimscope.yaml:1:15: `0` is not a number from 1 to 600"),
+        ("driver_time_budget_ratio: 0\n", "claimscope.yaml:1:27: `0` is not a number from just above 0 to 1"),
+        ("simulate: h100x9\n", "claimscope.yaml:1:11: unknown value `h100x9`: did you mean `h100x8`?"),
+        (
+            "log_level: loud\n",
+            "claimscope.yaml:1:12: unknown value `loud`: known are `debug`, `info`, `warning`, `error`",
+        ),
+        (
+            "collectors: [nvlink]\n",
+            "claimscope.yaml:1:13: unknown value `nvlink`: did you mean `nvlink-per-link`?",
+        ),
+        ("collectors: {a: 1}\n", "claimscope.yaml:1:13: unknown value `{'a': 1}`: known are `nvlink-per-link`, "
+                                 "`processes`"),
+        ("node_name: a\nnode_name: b\n", "claimscope.yaml:2:1: key `node_name` stands here a second time: remove one"),
+        ("node_name: [a\n", "claimscope.yaml:2:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("- a\n", "claimscope.yaml:1:1: expected `key: value` lines"),
+        ("node_name: 7\n", "claimscope.yaml:1:12: `7`: Expected `str`, got `int`"),
+        ("web_listen_address: 'localhost'\n", "claimscope.yaml:1:21: `localhost` is not host:port, [v6 address]:port "
+                                              "or :port"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_names_its_place_and_the_cure(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        from_text(text)
+    assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            {"sampling_hz": "50"},
+            "--sampling-hz: 50 samples a second is above 20: for up to 100 for a while use `claimscope nvml burst`",
+        ),
+        (
+            {"web_listen_address": "127.0.0.1:70000"},
+            "--web-listen-address: port `70000` of `127.0.0.1:70000` is not a number from 0 to 65535",
+        ),
+        ({"scenario": "a.yaml"}, "--scenario: a scenario needs a simulated node: add --simulate PROFILE"),
+        (
+            {"simulate": "h100x8", "nvml_library": "/x.so"},
+            "--nvml-library: --simulate h100x8 brings its own library: leave one of them out",
+        ),
+        ({"simulate": ""}, None),
+    ],
+)
+def test_a_mistake_on_the_command_line(flags: dict[str, str | None], expected: str | None) -> None:
+    if expected is None:
+        assert build(from_flags(flags)) == Config()
+        return
+    with pytest.raises(ConfigError) as raised:
+        build(from_flags(flags))
+    assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [(":0", ("", 0)), ("127.0.0.1:1", ("127.0.0.1", 1)), ("[::1]:19400", ("::1", 19400)), ("a.b:2", ("a.b", 2))],
+)
+def test_addresses(address: str, expected: tuple[str, int]) -> None:
+    assert config.split_address(address) == expected
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_configuration_or_one_line_of_complaint(text: str) -> None:
+    try:
+        from_text(text)
+    except ConfigError as error:
+        assert str(error).startswith("claimscope.yaml")
+
+
+@given(st.sampled_from(config.fields()), st.text(max_size=20))
+def test_any_value_of_any_flag_is_taken_or_named(field: config.Field, value: str) -> None:
+    try:
+        build(from_flags({"simulate": "h100x8" if field.key == "scenario" else None, field.key: value}))
+    except ConfigError as error:
+        assert str(error).startswith("--")
+
+
+def test_the_documentation_is_current() -> None:
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == config.document()

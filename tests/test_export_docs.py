@@ -1,0 +1,52 @@
+import json
+
+from claimscope.export import docs
+from claimscope.export.collect import Collector
+from exposition import QUANTITIES
+
+FAMILIES = Collector(QUANTITIES).families
+
+
+def test_a_row_says_everything():
+    lines = docs.markdown(FAMILIES, QUANTITIES).splitlines()
+
+    assert (
+        "| `gpu_utilization_ratio` | gauge | ratio | `uuid`, `gpu`, `engine` | How busy an engine is. "
+        "| `engine=gpu: call nvmlDeviceGetUtilizationRates` | tick | `hw.gpu.utilization` | `DCGM_FI_DEV_GPU_UTIL` |"
+    ) in lines
+
+
+def test_every_family_is_documented_once_under_its_group():
+    lines = docs.markdown(FAMILIES, QUANTITIES).splitlines()
+
+    named = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert sorted(named) == sorted(FAMILIES)
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## Devices",
+        "## Who holds what",
+        "## Accounts of ResourceClaims",
+        "## Accounts of device-plugin pods",
+        "## Unattributed",
+        "## The agent itself",
+    ]
+
+
+def test_json_says_the_same():
+    entries = {entry["name"]: entry for entry in json.loads(docs.json(FAMILIES, QUANTITIES))}
+
+    assert entries["dra_claim_gpu_energy_joules_total"] == {
+        "group": "Accounts of ResourceClaims",
+        "name": "dra_claim_gpu_energy_joules_total",
+        "type": "counter",
+        "unit": "joules",
+        "ucum": "J",
+        "labels": ["namespace", "resourceclaim", "claim_uid", "uuid", "attribution"],
+        "help": "Energy used. The part of a ResourceClaim.",
+        "since": "0.1.0",
+        "sources": ["field TOTAL_ENERGY_CONSUMPTION"],
+        "tiers": ["tick"],
+        "scopes": ["gpu"],
+        "opt_in": [],
+        "otel": [],
+        "dcgm": [],
+    }
