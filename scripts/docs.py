@@ -6,8 +6,15 @@ from pathlib import Path
 
 from claimscope import config
 from claimscope.export import docs
+from claimscope.export.collect import Collector
+from claimscope.metrics.tables import QUANTITIES
 
-PAGES = {"configuration.md": config.document, "metrics.md": docs.markdown}
+
+def _metrics() -> str:
+    return docs.markdown(Collector(QUANTITIES).families, QUANTITIES)
+
+
+PAGES = {"configuration.md": config.document, "metrics.md": _metrics}
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+import msgspec
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounting_data import (
@@ -23,6 +24,7 @@ from accounting_data import (
 )
 from claimscope.accounting import ALLOCATED_SECONDS, EXCLUSIVE, Ledger
 from claimscope.model import Event, Hold, Holder, ProcessUse, Window
+from claimscope.state import JournalState
 
 HOLDERS = (claim("a"), claim("a", uid="another"), claim("b"), pod("a"))
 OWNERS = dict(enumerate(HOLDERS))
@@ -107,31 +109,21 @@ class Machine:
         self.start_ns = dict.fromkeys(KEYS, self.now_ns)
 
     def restart_agent(self, reboot: bool) -> None:
-        saved = self.now_ns / S
-        before = self.boot
+        body = msgspec.json.encode(self.ledger.to_state(f"boot {self.boot}", self.now_ns, self.wall_ns))
         self.boot += reboot
-        state = self.ledger.to_state(f"boot {before}", self.now_ns, self.wall_ns)
-        assert state.saved_ns / S == saved
         self.now_ns += S
-        self.ledger_from(state_bytes=state)
-        self.restart_sampler()
-        if reboot:
-            self.polled_ns = None
-            self.counters = dict.fromkeys(self.counters, 0.0)
-
-    def ledger_from(self, state_bytes: object) -> None:
-        import msgspec
-
-        from claimscope.state import JournalState
-
         self.driver.ledger = Ledger.from_state(
             QUANTITIES,
-            msgspec.json.decode(msgspec.json.encode(state_bytes), type=JournalState),
+            msgspec.json.decode(body, type=JournalState),
             boot_id=f"boot {self.boot}",
             now_ns=self.now_ns,
             wall_ns=self.wall_ns,
         )
         self.ledger.inventory(ALL_INVENTORY)
+        self.restart_sampler()
+        if reboot:
+            self.polled_ns = None
+            self.counters = dict.fromkeys(self.counters, 0.0)
 
     def poll(self, holds: list[Hold], late_ns: int) -> None:
         at_ns = self.now_ns - late_ns
@@ -170,13 +162,11 @@ class Machine:
         for entity in LEAVES:
             seconds = given.get((entity, ALLOCATED_SECONDS), 0.0) + self.rests.get((entity, ALLOCATED_SECONDS), 0.0)
             assert math.isclose(seconds, self.timed_ns / 1e9, rel_tol=1e-9, abs_tol=1e-9), entity
-        xids = sum(value for (_, key), value in (given | {}).items() if key == "xid_errors/13")
-        xids += sum(value for (_, key), value in self.rests.items() if key == "xid_errors/13")
+        counted = [*given.items(), *self.rests.items()]
+        xids = sum(value for (_, key), value in counted if key == "xid_errors/13")
         assert xids == self.xids == sum(count.count for count in self.ledger.xids())
 
 
-amounts = st.lists(st.floats(0.0, 1e6), min_size=4, max_size=4)
-busy_ratios = st.lists(st.floats(0.0, 1.0), max_size=len(HOLDERS) + 1)
 holder = st.sampled_from(HOLDERS)
 
 
@@ -193,42 +183,69 @@ def hold_sets(draw: st.DrawFn) -> list[Hold]:
     return made
 
 
-steps = st.one_of(
-    st.tuples(st.just("window"), st.sampled_from(tuple(KEYS)), amounts, busy_ratios, st.booleans()),
-    st.tuples(st.just("poll"), hold_sets(), st.integers(0, 2 * S)),
-    st.tuples(st.just("poll again"), st.integers(0, S)),
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """About one second of a node's life."""
+
+    pause_ns: int
+    grown: float
+    busy: list[float]
+    lost: set[str]
+    trouble: tuple[str, ...]
+    poll: str  # "same", "changed" or "failed"
+    holds: list[Hold]
+    late_ns: int
+
+
+troubles = st.one_of(
+    st.just(("none",)),
     st.tuples(st.just("event"), st.sampled_from(tuple(KEYS))),
     st.tuples(st.just("reset"), st.sampled_from(tuple(KEYS))),
-    st.tuples(st.just("sampler")),
-    st.tuples(st.just("agent"), st.booleans()),
-    st.tuples(st.just("away"), st.integers(1, 400)),
+    st.just(("sampler",)),
+    st.just(("agent",)),
+    st.just(("reboot",)),
+    st.just(("away",)),
+)
+rounds = st.builds(
+    Round,
+    pause_ns=st.integers(0, 2 * S),
+    grown=st.floats(0.0, 1e6),
+    busy=st.lists(st.floats(0.0, 1.0), max_size=len(HOLDERS) + 1),
+    lost=st.sets(st.sampled_from(tuple(KEYS)), max_size=2),
+    trouble=troubles,
+    poll=st.sampled_from(("same", "same", "changed", "failed")),
+    holds=hold_sets(),
+    late_ns=st.integers(0, 2 * S),
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2 * S), steps), min_size=1, max_size=50))
-def test_holders_and_the_rest_equal_the_device(run: list[tuple[int, tuple]]) -> None:  # type: ignore[type-arg]
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(hold_sets(), st.lists(rounds, min_size=6, max_size=20))
+def test_holders_and_the_rest_equal_the_device(holds: list[Hold], life: list[Round]) -> None:
     machine = Machine()
-    holds: list[Hold] = []
-    for pause_ns, step in run:
-        machine.now_ns += pause_ns
-        match step:
-            case ("window", entity, grown, busy, lost):
-                machine.observe(entity, grown, busy, lost)
-            case ("poll", holds, late_ns):
-                machine.poll(holds, late_ns)
-            case ("poll again", late_ns):
-                machine.poll(holds, late_ns)
+    machine.poll(holds, 0)
+    for second in life:
+        machine.now_ns += second.pause_ns
+        for place, entity in enumerate(KEYS, start=1):
+            amounts = [second.grown * place * number for number in range(1, 5)]
+            machine.observe(entity, amounts, second.busy, entity in second.lost)
+        match second.trouble:
             case ("event", entity):
                 machine.event(entity)
             case ("reset", entity):
                 machine.reset(entity)
             case ("sampler",):
                 machine.restart_sampler()
-            case ("agent", reboot):
-                machine.restart_agent(reboot)
-            case ("away", seconds):
-                machine.now_ns += seconds * S
+            case ("agent",):
+                machine.restart_agent(reboot=False)
+            case ("reboot",):
+                machine.restart_agent(reboot=True)
+            case ("away",):
+                machine.now_ns += 400 * S
+        if second.poll == "changed":
+            holds = second.holds
+        if second.poll != "failed":
+            machine.poll(holds, second.late_ns)
         machine.check_monotone()
     machine.now_ns += 3 * S
     machine.poll(holds, 0)

@@ -1,6 +1,5 @@
 import gzip
 import os
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +25,6 @@ SAMPLES = [
     Sample(family="gpu_n_bytes_total", labels=(), value=12345678901.0),
     Sample(family="gpu_fact_info", labels=(("a", ""),), value=1.0),
 ]
-
-
-@pytest.fixture
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        if os.environ.get("CLAIMSCOPE_REQUIRE_TOOLS") == "1":
-            pytest.fail("promtool is not on PATH; install Prometheus (`apt-get install prometheus`)")
-        pytest.skip("promtool is not on PATH")
-    return found
 
 
 def test_text_literally():

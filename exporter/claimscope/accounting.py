@@ -648,7 +648,8 @@ class Ledger:
             return [(index[book], weight) for book, weight in those if book in index]
 
         devices: dict[str, DeviceState] = {}
-        for uuid, device in self._devices.items():
+        for uuid in dict.fromkeys((*self._devices, *self._present)):
+            device = self._devices.get(uuid) or _Device()
             presence = self._present.get(uuid)
             devices[uuid] = DeviceState(
                 totals=_sums(device.totals),

@@ -24,7 +24,7 @@ from claimscope.kube.podresources import PodResourcesClient, poll
 from claimscope.kube.slices import GROUP, VERSIONS, watch_slices
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.node import Node
-from claimscope.nvml.control import ControlError, ControlServer
+from claimscope.nvml.control import ControlError, serve
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
 from claimscope.sim.node import SimulatedNode
@@ -56,6 +56,12 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             library = str(simulated.library_path)
             child_environ |= simulated.environment
             socket_path = socket_path or simulated.socket_path
+        node = Node(
+            name=config.node_name,
+            clock=clock,
+            ledger=_restore(config, clock, boot_id),
+            attribution=config.attribution != "off",
+        )
         supervisor = Supervisor(
             Settings(
                 library=library,
@@ -63,18 +69,11 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                 driver_time_budget_ratio=config.driver_time_budget_ratio,
                 collectors=config.collectors,
             ),
-            environ=child_environ,
+            node.on_message,
             clock=clock,
+            environment=child_environ,
             hang_seconds=config.hang_seconds,
         )
-        node = Node(
-            name=config.node_name,
-            clock=clock,
-            supervisor=supervisor,
-            ledger=_restore(config, clock, boot_id),
-            attribution=config.attribution != "off",
-        )
-        supervisor.on_message = node.on_message
         application = make_application(
             snapshot=lambda: node.snapshot,
             collector=Collector(QUANTITIES),
@@ -88,7 +87,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(supervisor.run(), name="sampler")
-                tasks.create_task(_publish(node), name="publish")
+                tasks.create_task(_publish(node, supervisor), name="publish")
                 if config.state_file:
                     tasks.create_task(_keep_journal(node, Path(config.state_file), boot_id), name="journal")
                 if config.control_socket:
@@ -137,7 +136,7 @@ def _restore(config: Config, clock: Clock, boot_id: str) -> Ledger:
     )
 
 
-async def _publish(node: Node) -> None:
+async def _publish(node: Node, supervisor: Supervisor) -> None:
     """A new Snapshot whenever something arrived, and each second so that ages grow when nothing does."""
     while True:
         with contextlib.suppress(TimeoutError):
@@ -145,7 +144,7 @@ async def _publish(node: Node) -> None:
                 await node.changed.wait()
         await asyncio.sleep(0.05)  # the windows of all entities come in one bunch
         node.changed.clear()
-        node.publish()
+        node.publish(supervisor.state)
 
 
 async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
@@ -173,7 +172,7 @@ async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
 
 async def _control(supervisor: Supervisor, path: str) -> None:
     try:
-        async with ControlServer(path, supervisor):
+        async with serve(path, supervisor):
             await asyncio.Event().wait()
     except ControlError as error:
         logger.error("%s", error)

@@ -420,3 +420,20 @@ def _canonical_profile(profile: str) -> str:
 def held_claims(listing: Listing) -> frozenset[tuple[str, str, str]]:
     """(namespace, name, uid) of every claim whose UID is told: what a claim lookup is asked for."""
     return frozenset((namespace, name, uid) for (namespace, name), uids in _claim_uids(listing).items() for uid in uids)
+
+
+def owners(
+    holds: Iterable[Hold], entity: str, pods: Mapping[int, tuple[str, str]]
+) -> dict[int, Holder]:
+    """The holder behind each process on `entity`, from (namespace, name) of its pod; ambiguous ones are left out."""
+    by_pod: dict[tuple[str, str], set[Holder]] = {}
+    for hold in holds:
+        if hold.entity == entity:
+            for pod in hold.pods:
+                by_pod.setdefault((pod.namespace, pod.pod), set()).add(hold.holder)
+    found: dict[int, Holder] = {}
+    for pid, name in pods.items():
+        holders = by_pod.get(name, set())
+        if len(holders) == 1:
+            found[pid] = next(iter(holders))
+    return found

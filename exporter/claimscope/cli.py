@@ -68,7 +68,7 @@ def load(config_file: str | None, flags: dict[str, str | None]) -> config.Config
     return built if built.node_name else config.with_node_name(built, socket.gethostname())
 
 
-async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+async def until_signal(work: Coroutine[Any, Any, None]) -> None:
     """Runs `work` to its end, or cancels it at the first SIGTERM or SIGINT; a second one kills at once."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -89,6 +89,9 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         if not stopped_by:
             raise
+    finally:
+        for number in () if stopped_by else (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -109,7 +112,7 @@ def agent(config_file: str | None, **flags: str | None) -> None:
     from claimscope import agent as wiring
 
     try:
-        asyncio.run(_until_signal(wiring.run(settings)))
+        asyncio.run(until_signal(wiring.run(settings, os.environ)))
     except wiring.AgentError as error:
         raise _Failure(str(error)) from error
 
@@ -122,11 +125,12 @@ def agent(config_file: str | None, **flags: str | None) -> None:
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop by itself after so long.")
 def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
     """Run the agent on a simulated node, with Prometheus where there is one, until Ctrl-C."""
-    load(None, {"simulate": profile, "scenario": scenario})
+    if profile not in config.PROFILES:
+        raise click.UsageError(f"--profile: unknown value `{profile}`: {config.did_you_mean(profile, config.PROFILES)}")
     from claimscope import demo as driver
 
     try:
-        asyncio.run(_until_signal(driver.run(profile=profile, scenario=scenario, seconds=seconds, say=click.echo)))
+        asyncio.run(until_signal(driver.run(profile=profile, scenario=scenario, seconds=seconds, say=click.echo)))
     except driver.DemoError as error:
         raise _Failure(str(error)) from error
 
@@ -152,8 +156,11 @@ def doctor(config_file: str | None, **flags: str | None) -> None:
 def metrics(form: str) -> None:
     """List every metric family the agent can serve."""
     from claimscope.export import docs
+    from claimscope.export.collect import Collector
+    from claimscope.metrics.tables import QUANTITIES
 
-    click.echo(docs.markdown() if form == "md" else docs.as_json(), nl=False)
+    write = docs.markdown if form == "md" else docs.json
+    click.echo(write(Collector(QUANTITIES).families, QUANTITIES), nl=False)
 
 
 @cli.group()

@@ -151,6 +151,7 @@ def fields() -> tuple[Field, ...]:
     for info in msgspec.structs.fields(Config):
         annotated = hints[info.name]
         bare, meta = get_args(annotated)
+        lowest = "" if meta.ge is None else f"{meta.ge:g}"
         made.append(
             Field(
                 key=info.name,
@@ -159,7 +160,7 @@ def fields() -> tuple[Field, ...]:
                 description=meta.description,
                 choices=_choices(bare),
                 is_list=get_origin(bare) is tuple,
-                lowest=f"just above {meta.gt:g}" if meta.gt is not None else f"{meta.ge:g}" if meta.ge is not None else "",
+                lowest=lowest if meta.gt is None else f"just above {meta.gt:g}",
                 highest=f"{meta.le:g}" if meta.le is not None else "",
             )
         )

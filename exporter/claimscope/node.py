@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
-from claimscope.attribution import Attribution, attribute, held_claims
+from claimscope.attribution import Attribution, attribute, held_claims, owners
 from claimscope.extremes import Extremes
+from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
 from claimscope.metrics.spec import Split, Stat
 from claimscope.metrics.tables import QUANTITIES
-from claimscope.model import Inventory, Missing, Sample, Snapshot, Window
+from claimscope.model import Holder, Inventory, Missing, Sample, Snapshot, Window
 from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Status, WindowMessage
 from claimscope.web.application import Check, Readiness
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from claimscope.kube.claims import ClaimLookup
     from claimscope.kube.podresources import PodResourcesError
     from claimscope.kube.structs import Listing, SliceDevice
-    from claimscope.nvml.supervisor import Supervisor
+    from claimscope.nvml.supervisor import SupervisorState
     from claimscope.state import JournalState
 
 logger = logging.getLogger(__name__)
@@ -51,15 +52,15 @@ class Node:
     """The present state of one node and its newest Snapshot."""
 
     def __init__(
-        self, *, name: str, clock: Clock, supervisor: Supervisor, ledger: Ledger, attribution: bool
+        self, *, name: str, clock: Clock, ledger: Ledger, attribution: bool
     ) -> None:
         self.clock = clock
         self.changed = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self._name = name
-        self._supervisor = supervisor
         self._ledger = ledger
         self._extremes = Extremes(QUANTITIES)
+        self._process_pods = ProcessPods()
         self._attribution_on = attribution
         self._inventory: Inventory | None = None
         self._windows: dict[str, Window] = {}
@@ -83,7 +84,7 @@ class Node:
         match message:
             case WindowMessage(window=window):
                 self._windows[window.entity] = window
-                self._ledger.observe(window)
+                self._ledger.observe(window, self._owners(window))
                 self._extremes.observe(window)
             case EventMessage(event=event):
                 logger.info("%s %d on %s", event.kind, event.code, event.entity)
@@ -95,6 +96,12 @@ class Node:
             case _:
                 assert_never(message)
         self.changed.set()
+
+    def _owners(self, window: Window) -> dict[int, Holder] | None:
+        if not window.processes:
+            return None
+        pods = self._process_pods.pods([process.pid for process in window.processes])
+        return owners(self._attribution.holds, window.entity, pods)
 
     def _on_inventory(self, inventory: Inventory) -> None:
         before = self._inventory
@@ -198,7 +205,7 @@ class Node:
 
     # What is shown.
 
-    def publish(self) -> None:
+    def publish(self, supervisor: SupervisorState) -> None:
         """Makes the Snapshot of this moment."""
         now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
         self.snapshot = Snapshot(
@@ -214,7 +221,7 @@ class Node:
             accounts=self._ledger.accounts(now_ns),
             holds=self._attribution.holds,
             xids=self._ledger.xids(),
-            own=tuple(self._own(now_ns)),
+            own=tuple(self._own(now_ns, supervisor)),
         )
 
     def _up(self, now_ns: int) -> dict[str, bool]:
@@ -252,9 +259,9 @@ class Node:
             checks.append(Check(name=source, ok=True, reason=f"degraded: {text}"))
         return Readiness(checks=tuple(checks))
 
-    def _own(self, now_ns: int) -> Iterable[Sample]:
+    def _own(self, now_ns: int, supervisor: SupervisorState) -> Iterable[Sample]:
         yield self._build
-        inventory, status, supervisor = self._inventory, self._status, self._supervisor
+        inventory, status = self._inventory, self._status
         newest = max((window.end_ns for window in self._windows.values()), default=None)
         yield own("sampler_up", float(newest is not None and now_ns - newest < FRESH_NS))
         for reason, count in sorted(supervisor.restarts.items()):
@@ -271,8 +278,8 @@ class Node:
         if status is not None:
             yield from _status_samples(status)
         missing = Counter(reason for window in self._windows.values() for reason in window.missing.values())
-        for reason in Missing:
-            yield own("missing_readings", missing[reason], reason.value)
+        for why in Missing:
+            yield own("missing_readings", missing[why], why.value)
         yield own("unmeasurable_devices", self._unmeasurable(), "busy_time")
         yield own("unobserved_seconds_total", self._ledger.unobserved_seconds)
         for source, wall_ns in sorted(self._last_success_wall_ns.items()):

@@ -168,9 +168,10 @@ class Collector:
 
     def _collect_identity(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
         inventory = snapshot.inventory
-        if inventory is None:
-            return
         infos: dict[Labels, Labels] = {}
+        if inventory is None:
+            self._infos = infos
+            return
         info_labels = self.families[INFO].labels
         for uuid, device in self._devices.items():
             facts: dict[str, str] = {

@@ -5,7 +5,7 @@ The kubelet's pod-resources API, version v1, reduced to the fields that are read
 unknown fields). Names, numbers and package are those of k8s.io/kubelet/pkg/apis/podresources/v1/api.proto.
 
 Generated files beside this one are checked in. To write them anew, from the root of the repository:
-  .venv/bin/python -m grpc_tools.protoc -I exporter --python_out=exporter --pyi_out=exporter \\
+  PATH=.venv/bin:$PATH python -m grpc_tools.protoc -I exporter --python_out=exporter --mypy_out=exporter \\
       exporter/claimscope/kube/podresources.proto
 No service stubs are generated: the client and the simulated kubelet work on the serialized messages.
 """

@@ -1,7 +1,8 @@
 """How do GPUs talk to each other: links, bytes, errors?
 
 Two generations of counters: up to NVLink 4 data in KiB and errors of the data link layer, from NVLink 5 (Blackwell)
-bytes, packet errors and recovery events. A device answers one set, which decides what it shows.
+bytes, packet errors and recovery events. What a device does not answer is absent. For bytes the older counters are
+asked first: nvml.h names no generation without them and they count payload only; the newer ones are NVLink 5's own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _KIB = 1024.0
 
 def _byte_reads(new: str, old: str, scope: int | None) -> tuple[Read, ...]:
     return (
-        Read(via=Via.FIELD, name=new, scope=scope),
         Read(via=Via.FIELD, name=old, scope=scope, scale=_KIB),
+        Read(via=Via.FIELD, name=new, scope=scope),
     )
 
 
@@ -175,7 +176,6 @@ QUANTITIES: tuple[Quantity, ...] = (
                 stat=Stat.LAST,
                 unit=Unit.ONE,
                 otel="dra.device.nvlink.up",
-                dcgm="DCGM_FI_DEV_NVLINK_GET_STATE",
             ),
         ),
     ),

@@ -25,7 +25,7 @@ def _call(name: str, member: str = "value") -> Read:
 def _power(
     key: str, stem: str, help_text: str, tier: Tier, reads: tuple[Read, ...], otel: str, dcgm: str | None = None
 ) -> Quantity:
-    views = (
+    views: tuple[View, ...] = (
         View(
             stem=stem,
             help=help_text,

@@ -22,7 +22,7 @@ def _quantity(engine: str, tier: Tier, reads: tuple[Read, ...], dcgm: str | None
     attributes = {"dra.device.engine": engine}
     if engine in _TASKS:
         attributes["hw.gpu.task"] = _TASKS[engine]
-    views = (
+    views: tuple[View, ...] = (
         View(
             stem="utilization",
             help=_RATIO_HELP,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import pynvml  # type: ignore[import-untyped]
+import pynvml
 
 COutput = type[ctypes.Structure] | type["ctypes._SimpleCData[Any]"]
 

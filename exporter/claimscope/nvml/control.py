@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import msgspec
@@ -132,44 +131,52 @@ def _bind(path: str) -> socket.socket:
     return server
 
 
-@contextlib.asynccontextmanager
-async def serve(path: str, controls: Controls) -> AsyncIterator[None]:
-    """Listens on `path` while the context is open; raises ControlError where it cannot."""
-    bound = _bind(path)
-    open_now: set[asyncio.StreamWriter] = set()
+class ControlServer:
+    """Listens on a path while its context is open; entering raises ControlError where it cannot."""
 
-    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, path: str, controls: Controls) -> None:
+        self._path = path
+        self._controls = controls
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> ControlServer:
+        bound = _bind(self._path)
+        self._server = await asyncio.start_unix_server(self._client, sock=bound, limit=MAX_LINE)
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._clients):
+            writer.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def say(reply: dict[str, Any]) -> None:
+            writer.write(msgspec.json.encode(reply) + b"\n")
+
         try:
-            if len(open_now) >= MAX_CONNECTIONS:
-                writer.write(msgspec.json.encode({"ok": False, "error": "too many connections: try again"}) + b"\n")
+            if len(self._clients) >= MAX_CONNECTIONS:
+                say({"ok": False, "error": "too many connections: try again"})
                 return
-            open_now.add(writer)
+            self._clients.add(writer)
             while True:
                 try:
                     line = await asyncio.wait_for(reader.readline(), IDLE_SECONDS)
-                except ValueError:  # longer than MAX_LINE
-                    error = {"ok": False, "error": f"the line is longer than {MAX_LINE} bytes"}
-                    writer.write(msgspec.json.encode(error) + b"\n")
+                except ValueError:
+                    say({"ok": False, "error": f"the line is longer than {MAX_LINE} bytes"})
                     return
                 if not line:
                     return
-                writer.write(msgspec.json.encode(answer(line, controls)) + b"\n")
+                say(answer(line, self._controls))
                 await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
         except (OSError, TimeoutError):
             return  # it went away or fell asleep
         finally:
-            open_now.discard(writer)
+            self._clients.discard(writer)
             writer.close()
-
-    server = await asyncio.start_unix_server(client, sock=bound, limit=MAX_LINE)
-    try:
-        yield
-    finally:
-        server.close()
-        for writer in list(open_now):
-            writer.close()
-        with contextlib.suppress(OSError):
-            os.unlink(path)
 
 
 async def ask(path: str, request: dict[str, object]) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Tier, Unit, Via
+from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Stat, Tier, Unit, Via
 from claimscope.model import Missing
 from claimscope.nvml.calls import Call
+
+_EXTREMES = frozenset({Stat.MIN, Stat.MAX})
 
 BURST_UNITS = frozenset({Unit.JOULES, Unit.BYTES, Unit.WATTS})
 """What can change faster than ten times a second: energy, byte counters, instant power. Everything else the driver
@@ -40,6 +42,8 @@ class Reading:
     bit: int | None = None
     values: Mapping[int, str] = field(default_factory=dict)
     fast: bool = False  # also read in a burst
+    integral: bool = False  # a gauge whose time integral somebody shows
+    extremes: bool = False  # a gauge whose minimum and maximum somebody shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +121,8 @@ def build_plan(
             continue
         if quantity.opt_in is not None and quantity.opt_in not in switched_on:
             continue
+        gauge = quantity.kind is Kind.GAUGE
+        stats = {view.stat for view in quantity.views}
         values: Sequence[int | None] = (None,) if quantity.axis is None else tuple(axes.get(quantity.axis, ()))
         for value in values:
             key = quantity.key if value is None else f"{quantity.key}/{value}"
@@ -132,6 +138,7 @@ def build_plan(
                         key=key, kind=quantity.kind, tier=quantity.tier, source=source,
                         member=read.member or "value", scale=read.scale, bit=read.bit, values=quantity.values,
                         fast=_is_fast(quantity, read),
+                        integral=gauge and Stat.TOTAL in stats, extremes=gauge and bool(_EXTREMES & stats),
                     )
                 )
                 break

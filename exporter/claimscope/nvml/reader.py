@@ -114,9 +114,9 @@ def locate(structure: CType, path: str | None) -> tuple[int, str]:
 class _Row:
     """One reading, resolved to columns."""
 
-    __slots__ = ("bit", "column", "gauge", "key", "kind", "low_high", "place", "scale", "source", "values")
+    __slots__ = ("bit", "column", "extremes", "gauge", "integral", "key", "kind", "place", "scale", "source", "values")
 
-    def __init__(self, reading: Reading, place: int, low_high: bool) -> None:
+    def __init__(self, reading: Reading, place: int) -> None:
         self.key = reading.key
         self.kind = reading.kind
         self.gauge = reading.kind is Kind.GAUGE
@@ -126,7 +126,8 @@ class _Row:
         self.source = reading.source
         self.place = place  # of the field, or of the call
         self.column = -1
-        self.low_high = low_high
+        self.integral = reading.integral
+        self.extremes = reading.extremes
 
 
 class Group:
@@ -223,11 +224,10 @@ class Group:
         field_places = {source: place for place, source in enumerate(self.field_sources)}
         call_places = {source: place for place, source in enumerate(self.call_sources)}
         for reading in self.readings:
-            low_high = reading.tier in (Tier.TICK, Tier.SECOND)
             if reading.source.via is Via.FIELD:
                 place = field_places[reading.source]
                 spot = (place * FIELD_SIZE + _FIELD_VALUE, _FORMATS.get(self._types[place], "Q"))
-                rows.append((_Row(reading, place, low_high), spot))
+                rows.append((_Row(reading, place), spot))
             else:
                 place = call_places[reading.source]
                 call = self._calls[reading.source.name]
@@ -235,7 +235,7 @@ class Group:
                 offset, code = locate(call.outs[index], path)
                 spot = (self._offsets[place][index] + offset, code)
                 wanted[spot] = None
-                rows.append((_Row(reading, place + 1, low_high), spot))
+                rows.append((_Row(reading, place + 1), spot))
         ordered = sorted(wanted)
         columns = {spot: number for number, spot in enumerate(ordered)}
         form, at = "=", 0
@@ -372,15 +372,18 @@ class Group:
         key, scale = row.key, row.scale
         if row.bit is not None:
             mask = row.bit
-            column = tuple([1.0 if value & mask else 0.0 for value in column])
-            body = column[len(column) - len(body) :]
+            if not (row.integral or row.extremes):
+                column = body = (1.0 if body[-1] & mask else 0.0,)
+            else:
+                column = tuple([1.0 if value & mask else 0.0 for value in column])
+                body = column[len(column) - len(body) :]
         last = body[-1]
         if row.gauge:
             if last != last:  # NaN
                 totals.forget(key, Missing.FAILED)
                 return
             totals.last[key] = last * scale
-            if row.low_high:
+            if row.extremes:
                 low, high = min(body) * scale, max(body) * scale
                 if key in totals.low:
                     totals.low[key] = min(low, totals.low[key])
@@ -388,8 +391,9 @@ class Group:
                 else:
                     totals.low[key] = low
                     totals.high[key] = high
-            grown = sum(map(mul, column, weights)) * scale
-            totals.integral[key] = totals.integral.get(key, 0.0) + (grown if grown == grown else 0.0)
+            if row.integral:
+                grown = sum(map(mul, column, weights)) * scale
+                totals.integral[key] = totals.integral.get(key, 0.0) + (grown if grown == grown else 0.0)
         elif row.kind is Kind.COUNTER:
             totals.raw[key] = last * scale
         else:
@@ -704,10 +708,12 @@ class EntityReader:
                 totals.raw[key] = value
                 continue
             totals.last[key] = value
-            totals.low[key] = min(value, totals.low.get(key, value))
-            totals.high[key] = max(value, totals.high.get(key, value))
-            # The value is the mean over just this stretch, so value x time is its integral, however late it came.
-            totals.integral[key] = totals.integral.get(key, 0.0) + value * elapsed_ns * 1e-9
+            if reading.extremes:
+                totals.low[key] = min(value, totals.low.get(key, value))
+                totals.high[key] = max(value, totals.high.get(key, value))
+            if reading.integral:
+                # The mean over just this stretch: value x time is its integral, however late it came.
+                totals.integral[key] = totals.integral.get(key, 0.0) + value * elapsed_ns * 1e-9
 
     def fold(self, tick_period_ns: int) -> int:
         """Brings the totals up to date; returns 0 or why the GPU is gone."""

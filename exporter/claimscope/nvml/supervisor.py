@@ -127,6 +127,10 @@ class _Child:
         self.page.close()
 
 
+def _ignore(message: FromSampler) -> None:
+    """Nobody listens yet."""
+
+
 def process_state(pid: int) -> str:
     """The state letter of /proc/PID/stat: R, S, D, T (stopped), Z; "" where it cannot be read."""
     try:
@@ -163,10 +167,10 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        on_message: Callable[[FromSampler], None],
+        on_message: Callable[[FromSampler], None] | None = None,
         *,
         clock: Clock | None = None,
-        environment: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
         python: str = sys.executable,
         hang_seconds: float = 5.0,
         start_seconds: float = 60.0,
@@ -177,9 +181,9 @@ class Supervisor:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
-        self._on_message = on_message
+        self.on_message = on_message or _ignore
         self._clock = clock or SystemClock()
-        self._environment = child_environment(environment or {})
+        self._environment = child_environment(environ or {})
         self._python = python
         self._hang_ns = round(hang_seconds * 1e9)
         self._start_ns = round(start_seconds * 1e9)
@@ -221,6 +225,16 @@ class Supervisor:
             status=self._status,
             inventory=self._inventory,
         )
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """Samplers that had to be replaced, by reason: hang, stopped, crash, library_changed."""
+        return self._restarts
+
+    @property
+    def quarantined(self) -> tuple[Quarantine, ...]:
+        """GPUs that are left alone now."""
+        return tuple(self._quarantined.values())
 
     def release(self) -> None:
         """Lets NVML go, so that a GPU can be reset; holds over restarts of the sampler."""
@@ -454,7 +468,7 @@ class Supervisor:
                     logger.error("a message of the sampler cannot be understood and is dropped: %s", error)
                 continue
             self._note(message)
-            self._on_message(message)
+            self.on_message(message)
 
     def _note(self, message: FromSampler) -> None:
         now = self._clock.monotonic_ns()

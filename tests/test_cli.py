@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from claimscope import cli, demo, doctor, logs
+from claimscope.config import Config
+from claimscope.doctor import ApiAccess, Facts, Verdict
+from claimscope.nvml.probe import Probe, ProbedDevice
+
+
+def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "claimscope", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PATH": os.environ["PATH"], **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["agent", "--smulate", "h100x8"], {}, "No such option '--smulate'. Did you mean '--simulate'?"),
+        (["agnt"], {}, "No such command 'agnt'. Did you mean 'agent'?"),
+        (["agent", "--simulate", "h100x9"], {}, "--simulate: unknown value `h100x9`: did you mean `h100x8`?"),
+        (["demo", "--profile", "b200"], {}, "--profile: unknown value `b200`: did you mean `b200x8`?"),
+        (
+            ["agent"],
+            {"CLAIMSCOPE_SAMPLING_HZ": "fast"},
+            "environment variable CLAIMSCOPE_SAMPLING_HZ: `fast` is not a number from 1 to 20",
+        ),
+        (["agent", "--config", "/nowhere.yaml"], {}, "configuration file /nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    arguments: list[str], environment: dict[str, str], expected: str
+) -> None:
+    done = claimscope(*arguments, **environment)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"claimscope: {expected}\n")
+
+
+def test_a_mistake_in_the_configuration_file_names_line_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "claimscope.yaml"
+    file.write_text("node_name: a\nkubeconfg: /x\n")
+    done = claimscope("doctor", CLAIMSCOPE_CONFIG=str(file))
+    assert done.returncode == 2
+    assert done.stderr == f"claimscope: {file}:2:1: unknown key `kubeconfg`: did you mean `kubeconfig`?\n"
+
+
+def test_version_and_help() -> None:
+    assert claimscope("--version").stdout == "claimscope 0.1.0\n"
+    text = claimscope("agent", "--help").stdout
+    assert all(flag in text for flag in ("--simulate", "--nvml-library", "--pod-resources-socket", "--node-name"))
+
+
+def test_control_without_an_agent_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = claimscope("nvml", "status", "--control-socket", str(tmp_path / "agent.sock"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "agent.sock") in done.stderr
+
+
+def test_doctor_on_a_machine_without_gpus_says_so_and_exits_1(tmp_path: Path) -> None:
+    library = tmp_path / "libnvidia-ml.so.1"
+    done = claimscope(
+        "doctor", "--nvml-library", str(library), "--web-listen-address", "127.0.0.1:0", "--api-server", "off"
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"fail  nvml          no usable NVML library at {library}")
+
+
+def facts(**changes: object) -> Facts:
+    """A node on which everything is as it should be, but for `changes`."""
+    good: dict[str, object] = {
+        "config": Config(),
+        "nvml": Probe(driver_version="580.65", devices=(ProbedDevice(uuid="GPU-1", model="NVIDIA H100"),)),
+        "kubelet_error": None,
+        "api": ApiAccess(source="service account"),
+        "state_error": None,
+        "control_error": None,
+        "port_error": None,
+        "host_pids": False,
+        "mig_monitor": False,
+    }
+    return Facts(**(good | changes))  # type: ignore[arg-type]  # a test's shorthand
+
+
+def test_doctor_on_a_good_node() -> None:
+    assert [finding.line for finding in doctor.examine(facts())] == [
+        "ok    nvml          driver 580.65",
+        "ok    devices       1 x NVIDIA H100",
+        "ok    mig           no GPU has MIG switched on",
+        "ok    kubelet       /var/lib/kubelet/pod-resources/kubelet.sock answers",
+        "ok    api server    reachable with the service account",
+        "ok    journal       /var/lib/claimscope/agent.json can be written",
+        "ok    control       /run/claimscope/agent.sock can be made",
+        "ok    port          :19400 is free",
+        "ok    pids          a container's own; no collector needs the host's",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "expected"),
+    [
+        (
+            {"kubelet_error": 2},
+            Verdict.WARN,
+            "kubelet       /var/lib/kubelet/pod-resources/kubelet.sock: no such file or directory: mount "
+            "/var/lib/kubelet/pod-resources from the host, or set --attribution=off",
+        ),
+        (
+            {"kubelet_error": 13},
+            Verdict.WARN,
+            "kubelet       /var/lib/kubelet/pod-resources/kubelet.sock: permission denied: run as uid 0, the socket "
+            "is root's alone, or set --attribution=off",
+        ),
+        (
+            {"port_error": 98},
+            Verdict.WARN,
+            "port          :19400 is taken: an agent runs already, or choose another with --web-listen-address",
+        ),
+        (
+            {"nvml": Probe()},
+            Verdict.FAIL,
+            "devices       NVML shows no GPU: check `nvidia-smi -L` on the node, and NVIDIA_VISIBLE_DEVICES=all in a "
+            "container",
+        ),
+        (
+            {"nvml": Probe(lost={"GPU-1": "the GPU must be reset", "GPU-2": "as well"})},
+            Verdict.FAIL,
+            "devices       GPU-1 and 1 more: the GPU must be reset",
+        ),
+        (
+            {"nvml": Probe(devices=(ProbedDevice(uuid="GPU-1", mig_enabled=True),))},
+            Verdict.WARN,
+            "mig           1 GPUs have MIG switched on, /proc/driver/nvidia/capabilities/mig/monitor may not be read: "
+            "set NVIDIA_MIG_MONITOR_DEVICES=all and run the container as uid 0",
+        ),
+        (
+            {"api": ApiAccess(source=None)},
+            Verdict.WARN,
+            "api server    no credentials: run in a pod with a service account token, name a --kubeconfig, or set "
+            "--api-server=off",
+        ),
+        (
+            {"config": Config(collectors=("processes",))},
+            Verdict.WARN,
+            "pids          the `processes` collector cannot match pids of another pid namespace: set hostPID: true, "
+            "or leave the collector out",
+        ),
+    ],
+)
+def test_doctor_names_the_cure(changes: dict[str, object], verdict: Verdict, expected: str) -> None:
+    bad = [finding for finding in doctor.examine(facts(**changes)) if finding.verdict is not Verdict.OK]
+    assert [(finding.verdict, finding.line[6:]) for finding in bad] == [(verdict, expected)]
+
+
+async def stopped_by(number: signal.Signals) -> list[str]:
+    """What a piece of work does when the process receives the signal."""
+    seen: list[str] = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("cleaned up")
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        await cli.until_signal(work())
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_the_work_clean_up_and_is_no_error(number: signal.Signals) -> None:
+    assert await stopped_by(number) == ["cleaned up"]
+
+
+async def test_work_that_fails_fails_the_command() -> None:
+    async def work() -> None:
+        raise OSError("broken")
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(OSError, match="broken"):
+            await cli.until_signal(work())
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_json_log_lines() -> None:
+    stream = StringIO()
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    root.handlers.clear()  # they are pytest's; `configure` would close them
+    try:
+        logs.configure("info", "json", stream)
+        logging.getLogger("claimscope.test").info("gpu %s lost", "GPU-1", extra={"uuid": "GPU-1"})
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    line = json.loads(stream.getvalue())
+    assert line.pop("time").endswith("Z")
+    assert line == {"level": "info", "logger": "claimscope.test", "message": "gpu GPU-1 lost", "uuid": "GPU-1"}
+
+
+def test_the_demo_shows_answers_of_prometheus_in_the_queries_units() -> None:
+    answer = {
+        "data": {
+            "result": [{"metric": {"namespace": "ml", "resourceclaim": "train"}, "value": [1700000000, "0.5"]}],
+        }
+    }
+    assert demo.rows_of(answer, demo.QUERIES[1]) == [f"{'ml/train':44}     50.0 %"]
+    assert demo.rows_of({"status": "error"}, demo.QUERIES[1]) == []
+
+
+def test_the_demo_sums_the_devices_of_a_claim() -> None:
+    labels = 'namespace="ml",resourceclaim="train",claim_uid="u",attribution="exclusive"'
+    text = (
+        "# TYPE dra_claim_gpu_energy_joules_total counter\n"
+        f'dra_claim_gpu_energy_joules_total{{{labels},uuid="GPU-1"}} 40\n'
+        f'dra_claim_gpu_energy_joules_total{{{labels},uuid="GPU-2"}} 2\n'
+    )
+    assert demo.totals_of(text) == [f"{'ml/train':44}       42 J"]
+
+
