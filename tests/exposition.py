@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from claimscope.metrics import own
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from claimscope.metrics import accounts, own
 from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Split, Stat, Tier, Unit, Via, View
 from claimscope.model import (
     Account,
@@ -20,8 +23,6 @@ from claimscope.model import (
     Window,
     XidCount,
 )
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 if TYPE_CHECKING:
     from claimscope.model import Sample
@@ -39,6 +40,7 @@ def _call(name: str) -> tuple[Read, ...]:
 
 
 QUANTITIES = (
+    *accounts.QUANTITIES,
     Quantity(
         key="utilization",
         reads=_call("nvmlDeviceGetUtilizationRates"),
@@ -85,9 +87,7 @@ QUANTITIES = (
         kind=Kind.GAUGE,
         tier=Tier.SECOND,
         scope=Scope.PART,
-        views=(
-            View(stem="memory_used", help="Memory in use.", stat=Stat.LAST, unit=Unit.BYTES, split=Split.OBSERVED),
-        ),
+        views=(View(stem="memory_used", help="Memory in use.", stat=Stat.LAST, unit=Unit.BYTES, split=Split.OBSERVED),),
     ),
     Quantity(
         key="power",
@@ -206,14 +206,14 @@ SNAPSHOT = Snapshot(
         GPU_2: {"energy": total(70000.0)},
     },
     extremes={GPU_0: {"utilization": (0.5, 1.0)}},
-    unattributed={GPU_0: {"energy": total(0.5), "utilization": total(48.25)}},
+    unattributed={GPU_0: {"energy": total(0.5), "utilization": total(48.25), "xid_errors/31": total(0.0)}},
     accounts=(
         Account(
             holder=TRAIN,
             entity=GPU_0,
             basis="exclusive",
             start_wall_ns=BEGAN,
-            totals={"utilization": 3000.0, "energy": 1000000.0},
+            totals={"utilization": 3000.0, "energy": 1000000.0, "allocated_seconds": 3600.0, "xid_errors/31": 2.0},
             gauges={"memory_used": 42949672960.0},
         ),
         Account(

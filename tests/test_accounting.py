@@ -403,11 +403,11 @@ def test_an_xid_while_a_second_holder_joins_a_mig_gpu_is_nobodys() -> None:
 def test_a_counter_that_is_read_late_is_split_over_every_holder_since() -> None:
     driver = Driver()
     claims = [claim(f"c{number}") for number in range(20)]
-    driver.hold(0, exclusive(claims[0], GPU))
-    driver.observe(window(GPU, -1, 0, energy=0.0))
+    driver.hold(10, exclusive(claims[0], GPU))
+    driver.observe(window(GPU, 9, 10, energy=0.0))
     for second in range(1, 40):
-        driver.hold(second, exclusive(claims[second // 2], GPU))
-    driver.observe(window(GPU, 38, 39, energy=390.0))
+        driver.hold(10 + second, exclusive(claims[second // 2], GPU))
+    driver.observe(window(GPU, 48, 49, energy=390.0))
 
     assert [used(driver.ledger, one)["energy"] for one in claims] == [10.0] * 20
     assert rest(driver.ledger, GPU)["energy"] == 190.0
@@ -415,13 +415,13 @@ def test_a_counter_that_is_read_late_is_split_over_every_holder_since() -> None:
 
 def test_what_comes_late_for_an_account_that_a_namesake_replaced_is_nobodys() -> None:
     driver = Driver()
-    driver.observe(window(GPU, -1, 0, energy=0.0))
-    driver.hold(0, exclusive(pod("worker"), GPU))
-    driver.hold(1, exclusive(pod("worker"), GPU))
-    driver.hold(2)
-    driver.hold(3, exclusive(pod("worker"), GPU))
-    driver.hold(4, exclusive(pod("worker"), GPU))
-    driver.observe(window(GPU, 3, 4, energy=400.0))
+    driver.observe(window(GPU, 9, 10, energy=0.0))
+    driver.hold(10, exclusive(pod("worker"), GPU))
+    driver.hold(11, exclusive(pod("worker"), GPU))
+    driver.hold(12)
+    driver.hold(13, exclusive(pod("worker"), GPU))
+    driver.hold(14, exclusive(pod("worker"), GPU))
+    driver.observe(window(GPU, 13, 14, energy=400.0))
 
     assert used(driver.ledger, pod("worker")) == {"allocated_seconds": 1.0, "energy": 100.0}
     assert rest(driver.ledger, GPU)["energy"] == 300.0

@@ -7,7 +7,7 @@ from exposition import QUANTITIES
 FAMILIES = Collector(QUANTITIES).families
 
 
-def test_a_row_says_everything():
+def test_a_row_says_everything() -> None:
     lines = docs.markdown(FAMILIES, QUANTITIES).splitlines()
 
     assert (
@@ -16,7 +16,7 @@ def test_a_row_says_everything():
     ) in lines
 
 
-def test_every_family_is_documented_once_under_its_group():
+def test_every_family_is_documented_once_under_its_group() -> None:
     lines = docs.markdown(FAMILIES, QUANTITIES).splitlines()
 
     named = [line.split("`")[1] for line in lines if line.startswith("| `")]
@@ -31,7 +31,7 @@ def test_every_family_is_documented_once_under_its_group():
     ]
 
 
-def test_json_says_the_same():
+def test_json_says_the_same() -> None:
     entries = {entry["name"]: entry for entry in json.loads(docs.json(FAMILIES, QUANTITIES))}
 
     assert entries["dra_claim_gpu_energy_joules_total"] == {

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from claimscope.export.collect import Collector
 from claimscope.export.process import ProcessSamples
 from claimscope.export.text import Exposition, Renderer, UnknownFamilyError, format_value
 from claimscope.metrics.spec import Family, Type, Unit
 from claimscope.model import Sample
 from exposition import QUANTITIES, SNAPSHOT, parsed, series_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).parent / "golden"
 GAUGE = Family(name="gpu_x_watts", help='Odd "help" \\ of\ntwo lines.', type=Type.GAUGE, unit=Unit.WATTS, labels=("a",))
@@ -27,7 +28,7 @@ SAMPLES = [
 ]
 
 
-def test_text_literally():
+def test_text_literally() -> None:
     assert Renderer(FAMILIES).render(SAMPLES, openmetrics=False).decode() == (
         '# HELP gpu_x_watts Odd "help" \\\\ of\\ntwo lines.\n'
         "# TYPE gpu_x_watts gauge\n"
@@ -41,7 +42,7 @@ def test_text_literally():
     )
 
 
-def test_openmetrics_literally():
+def test_openmetrics_literally() -> None:
     assert Renderer(FAMILIES).render(SAMPLES, openmetrics=True).decode() == (
         '# HELP gpu_x_watts Odd \\"help\\" \\\\ of\\ntwo lines.\n'
         "# TYPE gpu_x_watts gauge\n"
@@ -58,7 +59,7 @@ def test_openmetrics_literally():
     )
 
 
-def test_nothing_renders_as_nothing():
+def test_nothing_renders_as_nothing() -> None:
     assert Renderer(FAMILIES).render([], openmetrics=False) == b""
     assert Renderer(FAMILIES).render([], openmetrics=True) == b"# EOF\n"
 
@@ -81,17 +82,17 @@ def test_nothing_renders_as_nothing():
         (float("-inf"), None),
     ],
 )
-def test_values(value: float, text: str | None):
+def test_values(value: float, text: str | None) -> None:
     assert format_value(value) == text
 
 
-def test_a_family_of_which_nothing_can_be_shown_is_left_out():
+def test_a_family_of_which_nothing_can_be_shown_is_left_out() -> None:
     sample = Sample(family="gpu_x_watts", labels=(("a", ""),), value=float("nan"))
 
     assert Renderer(FAMILIES).render([sample], openmetrics=False) == b""
 
 
-def test_samples_of_a_family_are_brought_together():
+def test_samples_of_a_family_are_brought_together() -> None:
     first, second = (Sample(family="gpu_x_watts", labels=(("a", name),), value=1.0) for name in "xy")
 
     text = Renderer(FAMILIES).render([first, SAMPLES[1], second], openmetrics=True).decode()
@@ -99,18 +100,18 @@ def test_samples_of_a_family_are_brought_together():
     assert len(parsed(text, openmetrics=True)) == 3
 
 
-def test_unknown_family_is_named():
+def test_unknown_family_is_named() -> None:
     with pytest.raises(UnknownFamilyError, match="gpu_y"):
         Renderer(FAMILIES).render([Sample(family="gpu_y", labels=(), value=1.0)], openmetrics=False)
 
 
 @pytest.mark.parametrize("name", ["gpu_bytes", "gpu_total_bytes"])
-def test_counter_without_total_is_refused(name: str):
+def test_counter_without_total_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="must end in _total"):
         Renderer({name: replace(COUNTER, name=name)})
 
 
-def test_prefixes_that_are_no_longer_used_are_dropped():
+def test_prefixes_that_are_no_longer_used_are_dropped() -> None:
     renderer = Renderer(FAMILIES, keep_renders=2)
     for turn in range(100):
         renderer.render([Sample(family="gpu_x_watts", labels=(("a", str(turn)),), value=1.0)], openmetrics=False)
@@ -118,7 +119,7 @@ def test_prefixes_that_are_no_longer_used_are_dropped():
     assert renderer.cached <= 4
 
 
-def test_older_exposition_can_still_be_given_in_the_other_format():
+def test_older_exposition_can_still_be_given_in_the_other_format() -> None:
     renderer = Renderer(FAMILIES, keep_renders=1)
     old = Exposition(SNAPSHOT, lambda _: SAMPLES, renderer)
     old.body(openmetrics=False, gzip=False)
@@ -128,11 +129,11 @@ def test_older_exposition_can_still_be_given_in_the_other_format():
     assert old.body(openmetrics=True, gzip=False).endswith(b"# EOF\n")
 
 
-text_without_line_ends = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+text_without_line_ends = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @given(st.lists(text_without_line_ends, max_size=5, unique=True), st.booleans())
-def test_every_label_value_comes_back_from_the_parser(values: list[str], openmetrics: bool):
+def test_every_label_value_comes_back_from_the_parser(values: list[str], openmetrics: bool) -> None:
     samples = [Sample(family="gpu_x_watts", labels=(("a", value),), value=2.0) for value in values]
 
     text = Renderer(FAMILIES).render(samples, openmetrics=openmetrics).decode()
@@ -141,7 +142,7 @@ def test_every_label_value_comes_back_from_the_parser(values: list[str], openmet
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.booleans())
-def test_every_value_comes_back_from_the_parser(value: float, openmetrics: bool):
+def test_every_value_comes_back_from_the_parser(value: float, openmetrics: bool) -> None:
     sample = Sample(family="gpu_x_watts", labels=(("a", ""),), value=value)
 
     text = Renderer(FAMILIES).render([sample], openmetrics=openmetrics).decode()
@@ -150,7 +151,7 @@ def test_every_value_comes_back_from_the_parser(value: float, openmetrics: bool)
 
 
 @pytest.mark.parametrize(("name", "openmetrics"), [("metrics.txt", False), ("metrics.openmetrics.txt", True)])
-def test_whole_answer_is_the_golden_file(name: str, openmetrics: bool):
+def test_whole_answer_is_the_golden_file(name: str, openmetrics: bool) -> None:
     collector = Collector(QUANTITIES)
     samples = collector.collect(SNAPSHOT)
     made = Renderer(collector.families).render(samples, openmetrics=openmetrics)
@@ -163,7 +164,7 @@ def test_whole_answer_is_the_golden_file(name: str, openmetrics: bool):
     assert parsed(made.decode(), openmetrics) == series_of(samples)
 
 
-def test_promtool_finds_no_fault(promtool: str):
+def test_promtool_finds_no_fault(promtool: str) -> None:
     done = subprocess.run(
         [promtool, "check", "metrics"], input=(GOLDEN / "metrics.txt").read_bytes(), capture_output=True, check=False
     )
@@ -171,7 +172,7 @@ def test_promtool_finds_no_fault(promtool: str):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_exposition_makes_each_form_once_and_gzip_of_the_same_bytes():
+def test_exposition_makes_each_form_once_and_gzip_of_the_same_bytes() -> None:
     calls = []
 
     def samples(_: object) -> list[Sample]:
@@ -189,7 +190,7 @@ def test_exposition_makes_each_form_once_and_gzip_of_the_same_bytes():
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-def test_own_process_in_both_formats(openmetrics: bool):
+def test_own_process_in_both_formats(openmetrics: bool) -> None:
     process = ProcessSamples()
     samples = process.samples()
 

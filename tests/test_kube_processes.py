@@ -38,7 +38,10 @@ def test_owners_leave_out_what_is_ambiguous() -> None:
 
     def hold(holder: Holder, *pods: str) -> Hold:
         return Hold(
-            holder=holder, entity="GPU-1", share=0.5, basis="share",
+            holder=holder,
+            entity="GPU-1",
+            share=0.5,
+            basis="share",
             pods=tuple(PodRef(namespace="ml-team", pod=pod, container="c") for pod in pods),
         )
 

@@ -1,5 +1,4 @@
 import asyncio
-import errno
 import gzip
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 import pytest
+
 from claimscope.export.collect import Collector
 from claimscope.model import Hold, Holder, Sample, Snapshot
 from claimscope.web.application import (
@@ -125,7 +125,7 @@ async def client(agent: Agent) -> AsyncIterator[tuple[aiohttp.ClientSession, Web
         ("\x00\xff, application/openmetrics-text", Format.OPENMETRICS),
     ],
 )
-def test_format(accept: str | None, form: Format):
+def test_format(accept: str | None, form: Format) -> None:
     assert choose_format(accept) is form
 
 
@@ -147,7 +147,7 @@ def test_format(accept: str | None, form: Format):
         ("gzip;q=x", False),
     ],
 )
-def test_gzip_is_sent_to_who_allows_it(header: str | None, answer: bool):
+def test_gzip_is_sent_to_who_allows_it(header: str | None, answer: bool) -> None:
     assert accepts_gzip(header) is answer
 
 
@@ -161,14 +161,14 @@ def test_gzip_is_sent_to_who_allows_it(header: str | None, answer: bool):
         ("application/json;q=0.1, text/plain", False),
     ],
 )
-def test_json_is_sent_to_who_names_it(accept: str | None, answer: bool):
+def test_json_is_sent_to_who_names_it(accept: str | None, answer: bool) -> None:
     assert wants_json(accept) is answer
 
 
 @pytest.mark.parametrize(
     ("accept", "content_type", "openmetrics"), [("text/plain", TEXT, False), (OPENMETRICS, OPENMETRICS, True)]
 )
-async def test_scrape(accept: str, content_type: str, openmetrics: bool):
+async def test_scrape(accept: str, content_type: str, openmetrics: bool) -> None:
     async with client(Agent()) as (session, counters):
         async with session.get("/metrics", headers={"Accept": accept, "Accept-Encoding": "gzip"}) as packed:
             body = gzip.decompress(await packed.read())
@@ -188,14 +188,14 @@ async def test_scrape(accept: str, content_type: str, openmetrics: bool):
     assert counters.scrapes[200] == 2
 
 
-async def test_web_families_are_all_in_the_answer():
+async def test_web_families_are_all_in_the_answer() -> None:
     async with client(Agent()) as (session, _), session.get("/metrics", headers={"Accept-Encoding": ""}) as response:
         names = {name for name, _ in parsed(await response.text(), openmetrics=False)}
 
     assert set(WEB_FAMILIES) <= names
 
 
-async def test_answer_is_made_once_per_snapshot():
+async def test_answer_is_made_once_per_snapshot() -> None:
     agent = Agent()
     collected: list[Snapshot] = []
 
@@ -216,7 +216,7 @@ async def test_answer_is_made_once_per_snapshot():
     assert collected == [SNAPSHOT, agent.snapshot]
 
 
-async def test_scrape_before_the_first_snapshot_says_so():
+async def test_scrape_before_the_first_snapshot_says_so() -> None:
     async with client(Agent(snapshot=None)) as (session, counters), session.get("/metrics") as response:
         assert response.status == 503
         assert "only just started" in await response.text()
@@ -224,19 +224,19 @@ async def test_scrape_before_the_first_snapshot_says_so():
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/api/v1/snapshot"])
-async def test_head_is_get_without_a_body(path: str):
+async def test_head_is_get_without_a_body(path: str) -> None:
     async with client(Agent()) as (session, _), session.head(path) as response:
         assert response.status == 200
         assert await response.read() == b""
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_live_is_live_whatever_the_rest_does():
+async def test_live_is_live_whatever_the_rest_does() -> None:
     async with client(Agent(snapshot=None, readiness=STALE)) as (session, _), session.get("/livez") as response:
         assert (response.status, await response.text()) == (200, "ok\n")
 
 
-async def test_readiness_in_lines():
+async def test_readiness_in_lines() -> None:
     agent = Agent()
     async with client(agent) as (session, _):
         async with session.get("/readyz") as response:
@@ -249,7 +249,7 @@ async def test_readiness_in_lines():
             )
 
 
-async def test_readiness_in_json():
+async def test_readiness_in_json() -> None:
     headers = {"Accept": "application/json"}
     async with client(Agent(readiness=STALE)) as (session, _), session.get("/readyz", headers=headers) as response:
         assert response.status == 503
@@ -262,7 +262,7 @@ async def test_readiness_in_json():
         }
 
 
-async def test_snapshot_in_json():
+async def test_snapshot_in_json() -> None:
     async with client(Agent()) as (session, _), session.get("/api/v1/snapshot") as response:
         document = await response.json()
 
@@ -273,7 +273,7 @@ async def test_snapshot_in_json():
     assert document["accounts"][0]["totals"]["energy"] == 1000000.0
 
 
-async def test_unknown_path_names_the_known_ones():
+async def test_unknown_path_names_the_known_ones() -> None:
     async with client(Agent()) as (session, _), session.get("/nothing<script>") as response:
         assert response.status == 404
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -281,13 +281,13 @@ async def test_unknown_path_names_the_known_ones():
         assert "/metrics" in await response.text()
 
 
-async def test_unknown_method_names_the_known_ones():
+async def test_unknown_method_names_the_known_ones() -> None:
     async with client(Agent()) as (session, _), session.post("/metrics", data=b"x" * 100_000) as response:
         assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
         assert await response.text() == "'POST' is not allowed here; use GET, HEAD\n"
 
 
-async def test_page_shows_devices_and_holders_escaped():
+async def test_page_shows_devices_and_holders_escaped() -> None:
     hold = Hold(holder=Holder(source="claim", namespace="<b>", name="&x", uid="u"), entity=GPU_0)
     agent = Agent(snapshot=replace(SNAPSHOT, node="<node>", holds=(*SNAPSHOT.holds, hold)), readiness=STALE)
     async with client(agent) as (session, _), session.get("/") as response:
@@ -302,7 +302,7 @@ async def test_page_shows_devices_and_holders_escaped():
         assert shown in text
 
 
-async def test_page_before_the_first_snapshot():
+async def test_page_before_the_first_snapshot() -> None:
     async with client(Agent(snapshot=None)) as (session, _), session.get("/?refresh=on") as response:
         text = await response.text()
 
@@ -327,7 +327,7 @@ async def test_page_before_the_first_snapshot():
         (duration_text, 90000.0, "1 d 1 h"),
     ],
 )
-def test_numbers_for_people(make: Callable[[float | None], str], value: float | None, text: str):
+def test_numbers_for_people(make: Callable[[float | None], str], value: float | None, text: str) -> None:
     assert make(value) == text
 
 
@@ -355,11 +355,11 @@ async def stalled(site: RunningSite) -> tuple[asyncio.StreamReader, asyncio.Stre
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (the server has no event to wait for)
             await asyncio.sleep(0.005)
 
 
-async def test_crowd_is_refused_with_a_line_and_served_when_it_is_over():
+async def test_crowd_is_refused_with_a_line_and_served_when_it_is_over() -> None:
     agent = Agent(snapshot=large(30_000))
     async with serving(agent, max_scrapes=2) as (site, counters), aiohttp.ClientSession(site.url) as session:
         readers = [await stalled(site) for _ in range(2)]
@@ -380,7 +380,7 @@ async def test_crowd_is_refused_with_a_line_and_served_when_it_is_over():
         assert (counters.scrapes[499], counters.scrapes[503]) == (2, 1)
 
 
-async def test_reader_that_stalls_is_cut_off():
+async def test_reader_that_stalls_is_cut_off() -> None:
     async with serving(Agent(snapshot=large(30_000)), send_seconds=0.2) as (site, counters):
         _, writer = await stalled(site)
 
@@ -390,7 +390,7 @@ async def test_reader_that_stalls_is_cut_off():
         writer.transport.abort()
 
 
-async def test_client_that_hangs_up_costs_only_itself():
+async def test_client_that_hangs_up_costs_only_itself() -> None:
     async with serving(Agent()) as (site, counters), aiohttp.ClientSession(site.url) as session:
         for rude in (b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00", b"\r\n" * 99):
             _, writer = await asyncio.open_connection("127.0.0.1", site.port)
@@ -403,7 +403,7 @@ async def test_client_that_hangs_up_costs_only_itself():
         await until(lambda: counters.in_flight == 0)
 
 
-async def test_oversized_header_is_refused():
+async def test_oversized_header_is_refused() -> None:
     async with serving(Agent()) as (site, _), aiohttp.ClientSession(site.url) as session:
         async with session.get("/metrics", headers={"X-Odd": "x" * 100_000}) as response:
             assert response.status == 400
@@ -411,13 +411,13 @@ async def test_oversized_header_is_refused():
             assert response.status == 200
 
 
-async def test_accept_in_two_lines_counts_as_one():
+async def test_accept_in_two_lines_counts_as_one() -> None:
     headers = [("Accept", "text/plain;q=0.5"), ("Accept", "application/openmetrics-text")]
     async with client(Agent()) as (session, _), session.get("/metrics", headers=headers) as response:
         assert response.headers["Content-Type"] == OPENMETRICS
 
 
-async def test_port_taken_says_where_and_what_to_do():
+async def test_port_taken_says_where_and_what_to_do() -> None:
     async with serving(Agent()) as (site, _):
         application = make_application(
             snapshot=lambda: None, collector=Collector(QUANTITIES), readiness=lambda: FRESH, version="0"
@@ -442,7 +442,7 @@ async def test_port_taken_says_where_and_what_to_do():
         ("no such host:0", "no name that resolves"),
     ],
 )
-async def test_bad_address_says_what_is_wrong(address: str, found: str):
+async def test_bad_address_says_what_is_wrong(address: str, found: str) -> None:
     application = make_application(
         snapshot=lambda: None, collector=Collector(QUANTITIES), readiness=lambda: FRESH, version="0"
     )
@@ -456,14 +456,13 @@ def _has_ipv6() -> bool:
     try:
         with socket.socket(socket.AF_INET6) as made:
             made.bind(("::1", 0))
-    except OSError as error:
-        assert error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+    except OSError:
         return False
     return True
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:0", "[::1]:0"])
-async def test_address_forms(address: str):
+async def test_address_forms(address: str) -> None:
     if address.startswith("[") and not _has_ipv6():
         pytest.skip("this machine has no IPv6")
     application = make_application(
@@ -490,5 +489,5 @@ async def test_address_forms(address: str):
         ("process_cpu_seconds_total", "own"),
     ],
 )
-def test_layers(family: str, layer: str):
+def test_layers(family: str, layer: str) -> None:
     assert layer_of(family) == layer

@@ -422,9 +422,7 @@ def held_claims(listing: Listing) -> frozenset[tuple[str, str, str]]:
     return frozenset((namespace, name, uid) for (namespace, name), uids in _claim_uids(listing).items() for uid in uids)
 
 
-def owners(
-    holds: Iterable[Hold], entity: str, pods: Mapping[int, tuple[str, str]]
-) -> dict[int, Holder]:
+def owners(holds: Iterable[Hold], entity: str, pods: Mapping[int, tuple[str, str]]) -> dict[int, Holder]:
     """The holder behind each process on `entity`, from (namespace, name) of its pod; ambiguous ones are left out."""
     by_pod: dict[tuple[str, str], set[Holder]] = {}
     for hold in holds:

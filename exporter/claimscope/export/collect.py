@@ -12,8 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from claimscope.metrics import identity, own
-from claimscope.metrics.spec import WINDOW_LABEL, Family, Kind, Quantity, Split, Stat, View, families, family_name
-from claimscope.model import Account, Device, Hold, PodRef, Sample, Snapshot
+from claimscope.metrics.spec import (
+    CLAIM_LABELS,
+    DEVICE_LABELS,
+    WINDOW_LABEL,
+    Family,
+    Quantity,
+    Split,
+    Stat,
+    View,
+    family_name,
+)
+from claimscope.metrics.tables import merge, quantity_families
+from claimscope.model import Account, Device, Hold, PodRef, Sample, Snapshot, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,23 +34,30 @@ Labels = tuple[tuple[str, str], ...]
 UP = "gpu_up"
 INFO = "gpu_info"
 ALLOCATION = "gpu_allocation_info"
-XID_ERRORS = "gpu_xid_errors_total"
-XID_LAST = "gpu_xid_last_timestamp_seconds"
+# Reading keys of what a Snapshot does not keep by reading key.
+XID_ERRORS = "xid_errors"
+PROCESS_MEMORY = "process_memory_used"
 
 WINDOW_VALUE = "1m"  # what Snapshot.extremes covers
+
+# Process ids come and go for ever; what is remembered about label values starts anew above these.
+_MAX_KEYS = 20_000
+_MAX_LABELS = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Slot:
-    """One view of one reading key: the families it feeds and the labels behind the identity ones."""
+    """One view of one reading key: the families it feeds, each with the labels behind the identity ones."""
 
-    quantity: Quantity
-    view: View
-    device: str
+    split: Split
+    text_label: str | None
+    device: str | None  # None where there is no device family
+    device_extra: Labels
     claim: str
     pod: str
+    account_extra: Labels
     unattributed: str
-    extra: Labels
+    unattributed_extra: Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +89,6 @@ class _LabelCache:
         return found
 
 
-def merge_families(groups: Iterable[Iterable[Family]]) -> dict[str, Family]:
-    """Families by name, in the order given; ValueError where two rows disagree about one."""
-    merged: dict[str, Family] = {}
-    for group in groups:
-        for family in group:
-            known = merged.setdefault(family.name, family)
-            if known != family:
-                raise ValueError(
-                    f"family {family.name} is described twice and differently: {known} and {family}; "
-                    "rows that share a stem must agree on help, unit, statistic, labels and since"
-                )
-    return merged
-
-
 class Collector:
     """Applies the metric tables to Snapshots; remembers nothing but label tuples and devices that were lost."""
 
@@ -92,12 +96,8 @@ class Collector:
         self._quantities = {quantity.key: (rank, quantity) for rank, quantity in enumerate(quantities)}
         if len(self._quantities) != len(quantities):
             raise ValueError("two quantities have the same key; give each row of the metric tables its own")
-        self.families: Mapping[str, Family] = merge_families(
-            (
-                identity.FAMILIES.values(),
-                *(families(quantity) for quantity in quantities),
-                own.FAMILIES.values(),
-            )
+        self.families: Mapping[str, Family] = merge(
+            (*identity.FAMILIES.values(), *quantity_families(quantities).values(), *own.FAMILIES.values())
         )
         self._slots: dict[str, _Slots | None] = {}
         self._entities: dict[str, _LabelCache] = {}
@@ -161,7 +161,8 @@ class Collector:
         for uuid, gpu in named.items():
             base = (("uuid", uuid), ("gpu", gpu))
             known = self._entities.get(uuid)
-            entities[uuid] = known if known is not None and known.base == base else _LabelCache(base)
+            kept = known is not None and known.base == base and len(known.made) < _MAX_LABELS
+            entities[uuid] = known if known is not None and kept else _LabelCache(base)
         self._entities = entities
         self._gpu_labels = named
         self._devices = devices
@@ -208,6 +209,8 @@ class Collector:
         try:
             return self._slots[key]
         except KeyError:
+            if len(self._slots) >= _MAX_KEYS:
+                self._slots.clear()
             made = self._slots[key] = self._make_slots(key)
             return made
 
@@ -219,30 +222,11 @@ class Collector:
         rank, quantity = found
         if (quantity.axis is None) == bool(slash):
             return None
-        slots: list[_Slot] = []
-        for view in quantity.views:
-            extra = tuple(view.labels.items())
-            if quantity.axis is not None:
-                extra += ((quantity.axis, axis_value),)
-            if view.stat in (Stat.MIN, Stat.MAX):
-                extra += ((WINDOW_LABEL, WINDOW_VALUE),)
-            slots.append(
-                _Slot(
-                    quantity=quantity,
-                    view=view,
-                    device=family_name("gpu", view),
-                    claim=family_name("dra_claim_gpu", view),
-                    pod=family_name("pod_gpu", view),
-                    unattributed=family_name("gpu_unattributed", view),
-                    extra=extra,
-                )
-            )
+        slots = [(view, self._make_slot(quantity, view, axis_value)) for view in quantity.views]
 
         def pick(stat: Stat, split: bool = False) -> tuple[_Slot, ...]:
             return tuple(
-                slot
-                for slot in slots
-                if slot.view.stat is stat and (not split or slot.view.split is not Split.NO)
+                slot for view, slot in slots if view.stat is stat and (not split or view.split is not Split.NO)
             )
 
         number = int(axis_value) if axis_value.isdecimal() else -1
@@ -256,6 +240,33 @@ class Collector:
             split_total=pick(Stat.TOTAL, split=True),
         )
 
+    def _make_slot(self, quantity: Quantity, view: View, axis_value: str) -> _Slot:
+        given = dict(view.labels)
+        if quantity.axis is not None:
+            given[quantity.axis] = axis_value
+        if view.stat in (Stat.MIN, Stat.MAX):
+            given[WINDOW_LABEL] = WINDOW_VALUE
+
+        def extra(name: str, identity_labels: tuple[str, ...]) -> Labels:
+            # Rows of one family may carry different labels; those that this one lacks are empty, never missing.
+            family = self.families.get(name)
+            labels = family.labels[len(identity_labels) :] if family is not None else ()
+            return tuple((label, given.get(label, "")) for label in labels)
+
+        device, claim = family_name("gpu", view), family_name("dra_claim_gpu", view)
+        unattributed = family_name("gpu_unattributed", view)
+        return _Slot(
+            split=view.split,
+            text_label=quantity.text_label,
+            device=device if device in self.families else None,
+            device_extra=extra(device, DEVICE_LABELS),
+            claim=claim,
+            pod=family_name("pod_gpu", view),
+            account_extra=extra(claim, CLAIM_LABELS),
+            unattributed=unattributed,
+            unattributed_extra=extra(unattributed, DEVICE_LABELS),
+        )
+
     def _known(self, keys: Iterable[str]) -> list[tuple[str, _Slots]]:
         """Reading keys of the tables, in the tables' order."""
         known = [(key, slots) for key in keys if (slots := self._slots_of(key)) is not None]
@@ -267,63 +278,47 @@ class Collector:
         for uuid, cache in self._entities.items():
             window = snapshot.windows.get(uuid)
             if window is not None and snapshot.up.get(uuid, False) and uuid not in lost:
-                for key, slots in self._known(window.last):
-                    value = window.last[key]
-                    for slot in slots.last:
-                        out[slot.device].append(
-                            Sample(family=slot.device, labels=cache.get(slot.extra), value=value)
-                        )
-                for key, slots in self._known(window.text):
-                    for slot in slots.last:
-                        if slot.quantity.kind is Kind.TEXT and slot.quantity.text_label is not None:
-                            labels = cache.get((*slot.extra, (slot.quantity.text_label, window.text[key])))
-                            out[slot.device].append(Sample(family=slot.device, labels=labels, value=1.0))
+                self._collect_window(window, cache, out)
                 extremes = snapshot.extremes.get(uuid, {})
                 for key, slots in self._known(extremes):
                     low, high = extremes[key]
-                    for slot in slots.low:
-                        out[slot.device].append(
-                            Sample(family=slot.device, labels=cache.get(slot.extra), value=low)
-                        )
-                    for slot in slots.high:
-                        out[slot.device].append(
-                            Sample(family=slot.device, labels=cache.get(slot.extra), value=high)
-                        )
+                    _put(out, slots.low, cache, low)
+                    _put(out, slots.high, cache, high)
             totals = snapshot.totals.get(uuid, {})
             for key, slots in self._known(totals):
-                total = totals[key]
-                for slot in slots.total:
-                    out[slot.device].append(
-                        Sample(
-                            family=slot.device,
-                            labels=cache.get(slot.extra),
-                            value=total.value,
-                            start_ns=total.start_wall_ns,
-                        )
-                    )
+                _put(out, slots.total, cache, totals[key].value, totals[key].start_wall_ns)
             rest = snapshot.unattributed.get(uuid, {})
             for key, slots in self._known(rest):
-                left = rest[key]
-                for slot in slots.split_total:
+                for slot in slots.split_total or slots.split_last:
+                    start_ns = rest[key].start_wall_ns if slots.split_total else None
+                    labels = cache.get(slot.unattributed_extra)
                     out[slot.unattributed].append(
-                        Sample(
-                            family=slot.unattributed,
-                            labels=cache.get(slot.extra),
-                            value=left.value,
-                            start_ns=left.start_wall_ns,
-                        )
+                        Sample(family=slot.unattributed, labels=labels, value=rest[key].value, start_ns=start_ns)
                     )
-                if not slots.split_total:
-                    for slot in slots.split_last:
-                        out[slot.unattributed].append(
-                            Sample(family=slot.unattributed, labels=cache.get(slot.extra), value=left.value)
-                        )
+
+    def _collect_window(self, window: Window, cache: _LabelCache, out: dict[str, list[Sample]]) -> None:
+        for key, slots in self._known(window.last):
+            _put(out, slots.last, cache, window.last[key])
+        for key, slots in self._known(window.text):
+            for slot in slots.last:
+                if slot.device is not None and slot.text_label is not None:
+                    word = window.text[key]
+                    extra = tuple(
+                        (name, word if name == slot.text_label else value) for name, value in slot.device_extra
+                    )
+                    out[slot.device].append(Sample(family=slot.device, labels=cache.get(extra), value=1.0))
+        for use in sorted(window.processes or (), key=lambda use: use.pid):
+            slots_of_use = self._slots_of(f"{PROCESS_MEMORY}/{use.pid}")
+            if use.memory_used_bytes is not None and slots_of_use is not None:
+                _put(out, slots_of_use.last, cache, float(use.memory_used_bytes))
 
     def _collect_xids(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
         for count in sorted(snapshot.xids, key=lambda count: (count.entity, count.xid)):
-            labels = self._entities[count.entity].get((("xid", str(count.xid)),))
-            out[XID_ERRORS].append(Sample(family=XID_ERRORS, labels=labels, value=float(count.count)))
-            out[XID_LAST].append(Sample(family=XID_LAST, labels=labels, value=count.last_wall_ns / 1e9))
+            slots = self._slots_of(f"{XID_ERRORS}/{count.xid}")
+            if slots is not None:
+                cache = self._entities[count.entity]
+                _put(out, slots.total, cache, float(count.count))
+                _put(out, slots.last, cache, count.last_wall_ns / 1e9)
 
     # Accounts and edges
 
@@ -331,7 +326,7 @@ class Collector:
         caches: dict[Labels, _LabelCache] = {}
 
         def cache_of(account: Account, slot: _Slot) -> _LabelCache:
-            observed = slot.view.split is Split.OBSERVED and account.basis == "share"
+            observed = slot.split is Split.OBSERVED and account.basis == "share"
             base = _account_labels(account, "process" if observed else account.basis)
             cache = caches.get(base)
             if cache is None:
@@ -343,14 +338,14 @@ class Collector:
             for key, slots in self._known(account.totals):
                 for slot in slots.split_total:
                     name = slot.claim if claim else slot.pod
-                    labels = cache_of(account, slot).get(slot.extra)
+                    labels = cache_of(account, slot).get(slot.account_extra)
                     value, start = account.totals[key], account.start_wall_ns
                     out[name].append(Sample(family=name, labels=labels, value=value, start_ns=start))
             if account.ended_wall_ns is None:
                 for key, slots in self._known(account.gauges):
                     for slot in slots.split_last:
                         name = slot.claim if claim else slot.pod
-                        labels = cache_of(account, slot).get(slot.extra)
+                        labels = cache_of(account, slot).get(slot.account_extra)
                         out[name].append(Sample(family=name, labels=labels, value=account.gauges[key]))
         self._accounts = caches
 
@@ -365,6 +360,20 @@ class Collector:
                 edges[(hold, pod)] = interned.setdefault(labels, labels)
         out[ALLOCATION].extend(Sample(family=ALLOCATION, labels=labels, value=1.0) for labels in sorted(interned))
         self._edges = edges
+
+
+def _put(
+    out: dict[str, list[Sample]],
+    slots: tuple[_Slot, ...],
+    cache: _LabelCache,
+    value: float,
+    start_ns: int | None = None,
+) -> None:
+    """A value into the device families of some slots."""
+    for slot in slots:
+        if slot.device is not None and slot.text_label is None:
+            labels = cache.get(slot.device_extra)
+            out[slot.device].append(Sample(family=slot.device, labels=labels, value=value, start_ns=start_ns))
 
 
 def _by_rank(item: tuple[str, _Slots]) -> tuple[int, int, str]:

@@ -693,6 +693,9 @@ class EntityReader:
         if code != SUCCESS:
             for reading in self._gpm_readings:
                 self.totals.forget(reading.key, _missing(code))
+            if code in NEVER_ANSWERED or code == NO_PERMISSION:
+                gpm.free()  # until everything is probed again
+                self._gpm = None
         return 0
 
     def _fold_gpm(self, answers: Sequence[tuple[int, float | None]], elapsed_ns: int) -> None:

@@ -54,6 +54,8 @@ QUARANTINE_FIRST_SECONDS, QUARANTINE_MAX_SECONDS = 60.0, 3600.0
 ENVIRONMENT = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "LANG", "TZ")
 ENVIRONMENT_PREFIXES = ("NVIDIA_", "CLAIMSCOPE_SIM_")
 
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL})
+
 _PROGRAM = (
     "import sys\nsys.path[:0] = sys.argv[3:]\nfrom claimscope.nvml.sampler import main\nsys.exit(main(sys.argv[1:3]))"
 )
@@ -82,7 +84,7 @@ def import_paths() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantine:
-    """A GPU that is left alone because a call on it hung."""
+    """A GPU that is left alone because a call on it hung or crashed the sampler."""
 
     uuid: str
     index: int
@@ -311,6 +313,8 @@ class Supervisor:
                     logger.warning("the driver was changed under the sampler: starting it anew with the new library")
                     return "library_changed"
                 logger.error("the sampler process %d ended with code %s: starting another", child.process.pid, code)
+                if code is not None and -code in _CRASHES and child.beat[1] >> 32:
+                    self._quarantine(child.beat[1], self._clock.monotonic_ns(), "crashes the sampler")
                 return "crash"
             now = self._clock.monotonic_ns()
             beat = (child.beat[0], child.beat[1], child.beat[2], child.beat[3])
@@ -320,7 +324,7 @@ class Supervisor:
                 if process_state(child.process.pid) in ("T", "t"):
                     logger.error("the sampler process %d is stopped: replacing it", child.process.pid)
                     return "stopped"
-                self._quarantine(beat[1], now)
+                self._quarantine(beat[1], now, "does not come back")
                 return "hang"
             self._reap(now)
             self._end_quarantines(now)
@@ -403,7 +407,7 @@ class Supervisor:
 
     # Quarantine
 
-    def _quarantine(self, mark: int, now: int) -> None:
+    def _quarantine(self, mark: int, now: int, what: str) -> None:
         index, number = (mark >> 32) - 1, mark & 0xFFFFFFFF
         call = call_name(number)
         uuid = self._uuid_of.get(index)
@@ -416,8 +420,8 @@ class Supervisor:
         entry = Quarantine(uuid=uuid, index=index, call=call, until_ns=now + round(seconds * 1e9), times=times)
         self._quarantined[uuid] = self._hung[uuid] = entry
         logger.error(
-            "%s on GPU %d (%s) does not come back: the GPU is left alone for %.0f s and the sampler replaced",
-            call, index, uuid, seconds,
+            "%s on GPU %d (%s) %s: the GPU is left alone for %.0f s and the sampler replaced",
+            call, index, uuid, what, seconds,
         )
 
     def _end_quarantines(self, now: int) -> None:

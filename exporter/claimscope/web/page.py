@@ -29,7 +29,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.45 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 48px; }
+main { max-width: 1320px; margin: 0 auto; padding: 24px 20px 48px; }
 header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 14px; }
 h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 28px 0 10px; }
 h2 small, .soft { color: var(--soft); font-weight: normal; }
@@ -44,7 +44,8 @@ th { text-align: left; font-size: 12px; font-weight: 600; color: var(--soft); pa
 td { padding: 9px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; color: var(--soft); overflow-wrap: anywhere; }
+code { font: 11.5px ui-monospace, "DejaVu Sans Mono", monospace; color: var(--soft); white-space: nowrap; }
+.bar { white-space: nowrap; } .why { display: block; max-width: 190px; }
 .part td:first-child { padding-left: 28px; }
 .tag { font-size: 12px; border: 1px solid currentColor; border-radius: 9px; padding: 0 8px; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
@@ -149,8 +150,8 @@ def _bar(ratio: float | None) -> str:
         return '<span class="soft">–</span>'
     percent = min(100.0, max(0.0, ratio * 100))
     return (
-        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="track" width="100" '
-        f'height="10" rx="3"/><rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %'
+        '<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="track" width="100" '
+        f'height="10" rx="3"/><rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %</span>'
     )
 
 
@@ -177,7 +178,7 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
         if engines.get(labels.get("uuid", "")) == labels.get("engine")
     }
     used, total = index.by_uuid("gpu_memory_used_bytes"), index.by_uuid("gpu_memory_total_bytes")
-    power = index.by_uuid("gpu_power_watts", kind="instant") or index.by_uuid("gpu_power_watts")
+    power = index.by_uuid("gpu_power_watts")
     temperature = index.by_uuid("gpu_temperature_celsius", sensor="gpu")
     rows: list[str] = []
     shown: set[str] = set()
@@ -185,7 +186,7 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
         uuid = device.entity.uuid
         shown.add(uuid)
         if uuid in inventory.lost:
-            status = f'<span class="tag bad">lost</span> <span class="soft">{escape(inventory.lost[uuid])}</span>'
+            status = f'<span class="tag bad">lost</span> <span class="soft why">{escape(inventory.lost[uuid])}</span>'
         elif snapshot.up.get(uuid, False):
             status = '<span class="tag good">up</span>'
         else:
@@ -209,7 +210,7 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
     rows.extend(
         "<tr>"
         + _cell(f"<code>{escape(uuid)}</code>")
-        + _cell(f'<span class="tag bad">lost</span> <span class="soft">{escape(why)}</span>')
+        + _cell(f'<span class="tag bad">lost</span> <span class="soft why">{escape(why)}</span>')
         + _cell("–") * 5
         + "</tr>"
         for uuid, why in sorted(inventory.lost.items())
