@@ -1,9 +1,12 @@
 import json
+from pathlib import Path
 
 from claimscope.export import docs
 from claimscope.export.collect import Collector
+from claimscope.metrics.tables import QUANTITIES as TABLES
 from exposition import QUANTITIES
 
+DOCS = Path(__file__).parent.parent / "docs"
 FAMILIES = Collector(QUANTITIES).families
 
 
@@ -12,7 +15,7 @@ def test_a_row_says_everything() -> None:
 
     assert (
         "| `gpu_utilization_ratio` | gauge | ratio | `uuid`, `gpu`, `engine` | How busy an engine is. "
-        "| `engine=gpu: call nvmlDeviceGetUtilizationRates` | tick | `hw.gpu.utilization` | `DCGM_FI_DEV_GPU_UTIL` |"
+        "| `engine=gpu: nvmlDeviceGetUtilizationRates` | tick | `hw.gpu.utilization` | `DCGM_FI_DEV_GPU_UTIL` |"
     ) in lines
 
 
@@ -43,10 +46,16 @@ def test_json_says_the_same() -> None:
         "labels": ["namespace", "resourceclaim", "claim_uid", "uuid", "attribution"],
         "help": "Energy used. The part of a ResourceClaim.",
         "since": "0.1.0",
-        "sources": ["field TOTAL_ENERGY_CONSUMPTION"],
+        "sources": ["NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION"],
         "tiers": ["tick"],
         "scopes": ["gpu"],
         "opt_in": [],
         "otel": [],
         "dcgm": [],
     }
+
+
+def test_page_under_docs_is_current() -> None:
+    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
+
+    assert page == docs.markdown(Collector(TABLES).families, TABLES), "run `make docs`"

@@ -72,7 +72,8 @@ def test_nothing_renders_as_nothing() -> None:
         (1.0, "1"),
         (0.93, "0.93"),
         (1700000000.25, "1700000000.25"),
-        (2.0**53, "9007199254740992.0"),
+        (2.0**53, "9007199254740992"),
+        (1e16, "1e+16"),
         (1e300, "1e+300"),
         (-3.5, "-3.5"),
         (7, "7"),
@@ -83,7 +84,10 @@ def test_nothing_renders_as_nothing() -> None:
     ],
 )
 def test_values(value: float, text: str | None) -> None:
+    rendered = Renderer(FAMILIES).render([Sample(family="gpu_n_bytes_total", labels=(), value=value)], openmetrics=False)
+
     assert format_value(value) == text
+    assert rendered.decode().splitlines()[2:] == ([] if text is None else [f"gpu_n_bytes_total {text}"])
 
 
 def test_a_family_of_which_nothing_can_be_shown_is_left_out() -> None:

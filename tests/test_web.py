@@ -298,7 +298,7 @@ async def test_page_shows_devices_and_holders_escaped() -> None:
     assert "&lt;b&gt;/&amp;x" in text
     assert "<node>" not in text
     assert "<b>" not in text
-    for shown in ("GPU 0 NVIDIA H100", "GPU 1 MIG 7/0", "412 W", "93 %", "40.0 GiB", "team-a/train", "12.0 s old"):
+    for shown in ("GPU 0 NVIDIA H100", "GPU 1 MIG 7/0", "412 W", "93\u00a0%", "40.0 GiB", "team-a/train", "12.0 s old"):
         assert shown in text
 
 

@@ -55,12 +55,13 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         if simulated is not None:
             library = str(simulated.library_path)
             child_environ |= simulated.environment
-            socket_path = socket_path or simulated.socket_path
+            socket_path = socket_path or str(simulated.socket_path)
         node = Node(
             name=config.node_name,
             clock=clock,
             ledger=_restore(config, clock, boot_id),
             attribution=config.attribution != "off",
+            observer_namespaces=frozenset(config.observer_namespaces),
         )
         supervisor = Supervisor(
             Settings(
@@ -95,7 +96,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                 if config.attribution != "off":
                     path = socket_path or config.kubelet_socket
                     tasks.create_task(_poll_kubelet(node, path, in_pod="KUBERNETES_SERVICE_HOST" in environ))
-                    tasks.create_task(_attribute(node, config, environ), name="attribution")
+                    tasks.create_task(_attribute(node, _api_source(config, environ, node, simulated)))
         finally:
             await site.close()
 
@@ -109,7 +110,6 @@ async def _simulated(config: Config, clock: Clock) -> AsyncIterator[SimulatedNod
         config.simulate,
         node_name=config.node_name,
         scenario=config.scenario,
-        kubelet=config.pod_resources_socket is None and config.attribution != "off",
         clock=clock,
     ) as simulated:
         yield simulated
@@ -186,19 +186,25 @@ async def _poll_kubelet(node: Node, path: str, *, in_pod: bool) -> None:
         await client.close()
 
 
-async def _attribute(node: Node, config: Config, environ: Mapping[str, str]) -> None:
+def _api_source(
+    config: Config, environ: Mapping[str, str], node: Node, simulated: SimulatedNode | None
+) -> AccessSource | None:
+    """The way to an API server, where there is one."""
+    if config.api_server == "off":
+        return None
+    if config.kubeconfig is not None:
+        return Kubeconfig(Path(config.kubeconfig), node.clock)
+    if simulated is not None:
+        return simulated.api
+    try:
+        return InCluster(environ, node.clock)
+    except ApiError as error:
+        logger.info("%s", error)
+        return None
+
+
+async def _attribute(node: Node, source: AccessSource | None) -> None:
     """Joins every new listing, with what the API server adds where there is one."""
-    source: AccessSource | None = None
-    if config.api_server != "off" and (config.kubeconfig or "KUBERNETES_SERVICE_HOST" in environ):
-        try:
-            source = (
-                Kubeconfig(Path(config.kubeconfig), node.clock)
-                if config.kubeconfig
-                else InCluster(environ, node.clock)
-            )
-        except ApiError as error:
-            logger.warning("%s", error)
-            node.on_slices_error(error)
     if source is None:
         while True:
             await node.attribute(None)
@@ -206,7 +212,7 @@ async def _attribute(node: Node, config: Config, environ: Mapping[str, str]) -> 
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                watch_slices(api, config.node_name, node.clock, node.on_slices, node.on_slices_error), name="slices"
+                watch_slices(api, node.name, node.clock, node.on_slices, node.on_slices_error), name="slices"
             )
             tasks.create_task(_attribute_with_claims(node, api), name="claims")
     finally:

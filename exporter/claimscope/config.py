@@ -81,6 +81,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     api_server: Annotated[
         ApiServer, Meta(description="Whether ResourceSlices are read from the API server; `auto`: where there is one.")
     ] = "auto"
+    observer_namespaces: Annotated[
+        tuple[str, ...],
+        Meta(description="Namespaces whose claims only observe (adminAccess) and never hold a device; also known from "
+             "the claims themselves where the agent may read them."),
+    ] = ()
     kubeconfig: Annotated[
         str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
     ] = None

@@ -52,16 +52,17 @@ class Node:
     """The present state of one node and its newest Snapshot."""
 
     def __init__(
-        self, *, name: str, clock: Clock, ledger: Ledger, attribution: bool
+        self, *, name: str, clock: Clock, ledger: Ledger, attribution: bool,
+        observer_namespaces: frozenset[str] = frozenset(),
     ) -> None:
         self.clock = clock
         self.changed = asyncio.Event()
         self.snapshot: Snapshot | None = None
-        self._name = name
+        self.name = name
         self._ledger = ledger
         self._extremes = Extremes(QUANTITIES)
         self._process_pods = ProcessPods()
-        self._attribution_on = attribution
+        self._observer_namespaces = observer_namespaces
         self._inventory: Inventory | None = None
         self._windows: dict[str, Window] = {}
         self._status: Status | None = None
@@ -166,8 +167,9 @@ class Node:
             self._inventory,
             listing,
             self._slices,
-            node=self._name,
+            node=self.name,
             claims=None if lookup is None else lookup.facts(),
+            observer_namespaces=self._observer_namespaces,
         )
         if found.unresolved != self._attribution.unresolved:
             for item in found.unresolved:
@@ -209,7 +211,7 @@ class Node:
         """Makes the Snapshot of this moment."""
         now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
         self.snapshot = Snapshot(
-            node=self._name,
+            node=self.name,
             wall_ns=wall_ns,
             monotonic_ns=now_ns,
             inventory=self._inventory,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from claimscope.metrics.spec import Family, Kind, Quantity, Split, Stat, View, family_name
+from claimscope.metrics.spec import Family, Kind, Quantity, Read, Split, Stat, Via, View, family_name
+from claimscope.nvml.calls import CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,11 +61,19 @@ def _sources(quantity: Quantity, view: View) -> list[str]:
         how = "time integral of "
     elif view.stat in (Stat.MIN, Stat.MAX):
         how = f"{view.stat.value}imum over a minute of "
-    made = []
-    for read in quantity.reads:
-        member = f".{read.member}" if read.member else ""
-        made.append(f"{fixed + ': ' if fixed else ''}{how}{read.via.value} {read.name}{member}")
-    return made
+    return [f"{fixed + ': ' if fixed else ''}{how}{_spelled(read)}" for read in quantity.reads]
+
+
+def _spelled(read: Read) -> str:
+    """A read in the words of NVIDIA's documentation."""
+    member = f".{read.member}" if read.member and read.member != "value" else ""
+    match read.via:
+        case Via.CALL:
+            return (CALLS[read.name].symbol if read.name in CALLS else read.name) + member
+        case Via.FIELD:
+            return f"NVML_FI_DEV_{read.name}"
+        case Via.GPM:
+            return f"NVML_GPM_METRIC_{read.name}"
 
 
 def entries(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> list[Entry]:

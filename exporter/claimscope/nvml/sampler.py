@@ -740,8 +740,8 @@ def _wake_on_time() -> None:
     """Asks the kernel, unprivileged, to wake us on time; where it cannot, ticks are only a little later.
 
     Timers have a slack of 50 us (PR_SET_TIMERSLACK, prctl(2)). And since Linux 6.12 a task with a shorter slice
-    (sched_setattr(2), sched_runtime of SCHED_OTHER) preempts one that computes; with the default of about 3 ms, a parent
-    that renders makes every fiftieth tick 2 to 5 ms late on two cores. Older kernels ignore the slice.
+    (sched_setattr(2), sched_runtime of SCHED_OTHER) preempts one that computes; with the default of about 3 ms, a
+    parent that renders makes every fiftieth tick 2 to 5 ms late on two cores. Older kernels ignore the slice.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

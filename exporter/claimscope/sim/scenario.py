@@ -123,9 +123,7 @@ class HangFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     function: str | None = None  # None: every call for this GPU
 
 
-class CrashFault(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="crash"
-):
+class CrashFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="crash"):
     """The library aborts the process that calls."""
 
     at: float

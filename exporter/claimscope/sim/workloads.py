@@ -184,13 +184,9 @@ class Table:
         ]
 
 
-def table(
-    gauges: Sequence[tuple[float, ...]], rates: Sequence[tuple[float, ...]], power_index: int
-) -> Table:
+def table(gauges: Sequence[tuple[float, ...]], rates: Sequence[tuple[float, ...]], power_index: int) -> Table:
     """Adds the running sums."""
     sums: list[tuple[float, ...]] = [tuple(0.0 for _ in rates[0])]
     for row in rates:
         sums.append(tuple(s + r * CELL_SECONDS for s, r in zip(sums[-1], row, strict=True)))
-    return Table(
-        tuple(gauges), tuple(rates), tuple(sums), sums[-1][power_index] / (len(rates) * CELL_SECONDS)
-    )
+    return Table(tuple(gauges), tuple(rates), tuple(sums), sums[-1][power_index] / (len(rates) * CELL_SECONDS))

@@ -315,9 +315,7 @@ class World:
             self._layout_number(gpu, t_seconds) for gpu in range(self.profile.gpu_count)
         )
         if self._pods_cache is None or self._pods_cache[0] != key:
-            made = (
-                self._pod(plan, run, t_seconds) for plan, run in zip(self._plans, key, strict=False) if run >= 0
-            )
+            made = (self._pod(plan, run, t_seconds) for plan, run in zip(self._plans, key, strict=False) if run >= 0)
             self._pods_cache = (key, tuple(made))
         return self._pods_cache[1]
 
@@ -409,9 +407,7 @@ class World:
                 devices.append(self._slice_device(gpu, f"gpu-{gpu}", self.profile.gpu_uuid(gpu), None))
             number = self._layout_number(gpu, t_seconds)
             devices += [
-                self._slice_device(
-                    gpu, _mig_device_name(gpu, place), self.profile.mig_uuid(gpu, number, place), place
-                )
+                self._slice_device(gpu, _mig_device_name(gpu, place), self.profile.mig_uuid(gpu, number, place), place)
                 for place in places
             ]
         return (
@@ -460,9 +456,9 @@ class World:
     def _places(self, gpu: int, t_seconds: float) -> tuple[MigPlace, ...]:
         return self._layouts[gpu][self._layout_number(gpu, t_seconds)][1]
 
-    def mig_supported(self) -> bool:
-        """Whether the model can be cut."""
-        return self.profile.mig_maximum > 0
+    def mig_places(self, gpu: int, t_seconds: float) -> tuple[MigPlace, ...]:
+        """The MIG devices that a GPU is cut into; none: MIG is off."""
+        return self._places(gpu, t_seconds)
 
     def driver(self, t_seconds: float) -> tuple[int, str, int]:
         """(what nvmlInit answers, driver version, generation of the driver)."""
@@ -512,9 +508,7 @@ class World:
             elif isinstance(fault, MigChangeFault):
                 events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_MIG_CHANGE, data=0))
             elif isinstance(fault, RecoveryActionFault) and self.profile.branch >= 580:
-                events.append(
-                    SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_RECOVERY_ACTION, data=fault.action)
-                )
+                events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_RECOVERY_ACTION, data=fault.action))
         return tuple(sorted(events, key=lambda event: event.at))
 
     def _xid(self, fault: XidFault, at: float) -> SimEvent:
@@ -583,9 +577,7 @@ class World:
             self._tables[key] = table([row[0] for row in rows], [row[1] for row in rows], _R["power"])
         return self._tables[key]
 
-    def _row(
-        self, activity: Activity, share: float, bend: _Bend
-    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _row(self, activity: Activity, share: float, bend: _Bend) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Gauges and rates of one cell."""
         profile = self.profile
         room = profile.power_limit_watts - profile.idle_watts
@@ -876,9 +868,7 @@ class World:
         }
         return _variables(values, totals)
 
-    def _mig_variables(
-        self, leaf: _Leaf, place: MigPlace, memory: int, t_seconds: float
-    ) -> tuple[float, ...]:
+    def _mig_variables(self, leaf: _Leaf, place: MigPlace, memory: int, t_seconds: float) -> tuple[float, ...]:
         total = place.profile.memory_mebibytes * MEBIBYTE
         bar1 = self.profile.bar1_mebibytes * MEBIBYTE * place.profile.size // 8
         values: dict[str, float] = {
@@ -994,9 +984,7 @@ def _claim_object(claim: SimClaim, users: list[SimPod]) -> dict[str, Any]:
     }
 
 
-def make_world(
-    profile_name: str, scenario: Scenario | None = None, *, node_name: str = "claimscope-node"
-) -> World:
+def make_world(profile_name: str, scenario: Scenario | None = None, *, node_name: str = "claimscope-node") -> World:
     """A node of the named profile. Raises ValueError where the name or the scenario is wrong."""
     profile = profile_named(profile_name)
     chosen = scenario if scenario is not None else Scenario()

@@ -1,0 +1,102 @@
+"""How much memory do the agent and its sampler take on 8 GPUs with everything on, and does it stay there?
+
+PSS of the agent and all its descendants, while /metrics is scraped once a second. The agent runs with --simulate, so
+the simulated kubelet and the world behind the library count too: a real node takes less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+BOUND_MIB = 100.0
+WARM_SECONDS = 20.0
+SOAK_SECONDS = float(os.environ.get("CLAIMSCOPE_BENCH_SOAK_SECONDS", "60"))
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+def family(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size of the process and its descendants: shared pages count once."""
+    total = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+    return total / 1024
+
+
+def scrape(address: str) -> bool:
+    """One scrape, as Prometheus makes it."""
+    request = urllib.request.Request(f"http://{address}/metrics", headers={"Accept-Encoding": "gzip"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            response.read()
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def run() -> dict[str, float]:
+    """Starts the agent, waits, and measures twice."""
+    address = f"127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory(prefix="claimscope-bench-") as directory:
+        agent = subprocess.Popen(
+            [
+                sys.executable, "-m", "claimscope", "agent", "--simulate", "h100x8", "--web-listen-address", address,
+                "--collectors", "nvlink-per-link,processes", "--state-file", f"{directory}/agent.json",
+                "--control-socket", f"{directory}/agent.sock", "--log-level", "warning", "--api-server", "off",
+            ]
+        )
+        try:
+            start = time.monotonic()
+            marks: list[float] = []
+            for until in (WARM_SECONDS, WARM_SECONDS + SOAK_SECONDS):
+                while time.monotonic() - start < until:
+                    if agent.poll() is not None:
+                        raise SystemExit(f"memory: the agent ended with status {agent.returncode}")
+                    scrape(address)
+                    time.sleep(1)
+                marks.append(pss_mib(agent.pid))
+            if not scrape(address):
+                raise SystemExit(f"memory: no answer at {address}")
+        finally:
+            agent.send_signal(signal.SIGTERM)
+            try:
+                agent.wait(20)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+    return {"memory_pss_mib": marks[1], "memory_growth_mib": marks[1] - marks[0]}
+
+
+UNITS = {"memory_pss_mib": ("MiB", f"<={BOUND_MIB:g}"), "memory_growth_mib": ("MiB", "<=5")}
+
+if __name__ == "__main__":
+    for name, value in run().items():
+        unit, bound = UNITS[name]
+        sys.stdout.write(f"{name} {value:.4g} {unit} {bound}\n")
