@@ -138,7 +138,7 @@ class Machine:
         self.ledger.event(Event(entity=entity, kind="xid", code=13, wall_ns=self.wall_ns))
 
     def check_monotone(self) -> None:
-        for account in self.ledger.accounts(self.now_ns):
+        for account in self.ledger.accounts(self.now_ns if self.polled_ns is None else self.polled_ns):
             former = self.seen.get((account.holder, account.entity, account.basis, account.start_wall_ns), {})
             for key, value in account.totals.items():
                 assert value >= former.get(key, 0.0)

@@ -335,9 +335,9 @@ class Ledger:
                     self._elapse(entity, was, after, self._polled_ns, at_ns, wall_ns)
         self._settle_xids(before, wall_ns)
         self._polled_ns = at_ns
+        self._forget(at_ns)  # first: what is settled now must not go to an account that nobody will see again
         for device in self._devices.values():
             self._settle(device, wall_ns)
-        self._forget(at_ns)
 
     # ---- what goes out
 
@@ -359,7 +359,6 @@ class Ledger:
 
     def accounts(self, now_ns: int) -> tuple[Account, ...]:
         """All accounts, those that ended less than five minutes ago included."""
-        self._forget(now_ns)
         return tuple(
             Account(
                 holder=book.holder,
@@ -371,6 +370,7 @@ class Ledger:
                 gauges=self._gauges(book, now_ns) if book.ended_ns is None else {},
             )
             for book in self._books.values()
+            if book.ended_ns is None or now_ns - book.ended_ns < RETENTION_NS
         )
 
     def xids(self) -> tuple[XidCount, ...]:

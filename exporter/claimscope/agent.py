@@ -24,7 +24,7 @@ from claimscope.kube.podresources import PodResourcesClient, poll
 from claimscope.kube.slices import GROUP, VERSIONS, watch_slices
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.node import Node
-from claimscope.nvml.control import ControlError, serve
+from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
 from claimscope.sim.node import SimulatedNode
@@ -72,7 +72,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             ),
             node.on_message,
             clock=clock,
-            environment=child_environ,
+            environ=child_environ,
             hang_seconds=config.hang_seconds,
         )
         application = make_application(
@@ -172,7 +172,7 @@ async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
 
 async def _control(supervisor: Supervisor, path: str) -> None:
     try:
-        async with serve(path, supervisor):
+        async with ControlServer(path, supervisor):
             await asyncio.Event().wait()
     except ControlError as error:
         logger.error("%s", error)

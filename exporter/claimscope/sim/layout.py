@@ -88,35 +88,137 @@ VARIABLES: Final = (
 VARIABLE_INDEX: Final = {name: index for index, name in enumerate(VARIABLES)}
 
 # Every exported function that answers for a device; its place is its key.
-FUNCTIONS: Final = tuple(
-    "nvmlDevice" + name
-    for name in """
-    GetIndex GetMinorNumber GetUUID GetName GetSerial GetBrand GetArchitecture GetBoardPartNumber GetVbiosVersion
-    GetInforomVersion GetInforomImageVersion GetGspFirmwareVersion GetGspFirmwareMode GetCudaComputeCapability
-    GetPciInfo GetBoardId GetModuleId GetMultiGpuBoard GetHandleByIndex GetHandleByUUID GetHandleByPciBusId
-    GetMemoryInfo GetBAR1MemoryInfo GetConfComputeMemSizeInfo GetUtilizationRates GetEncoderUtilization
-    GetDecoderUtilization GetJpgUtilization GetOfaUtilization GetSamples GetComputeRunningProcesses
-    GetGraphicsRunningProcesses GetMPSComputeRunningProcesses GetProcessUtilization GetProcessesUtilizationInfo
-    GetPowerUsage GetPowerManagementLimit GetPowerManagementDefaultLimit GetPowerManagementLimitConstraints
-    GetPowerManagementMode GetEnforcedPowerLimit GetPowerSource GetTotalEnergyConsumption GetClockInfo
-    GetMaxClockInfo GetMaxCustomerBoostClock GetApplicationsClock GetDefaultApplicationsClock
-    GetCurrentClocksEventReasons GetSupportedClocksEventReasons GetTemperature GetTemperatureV
-    GetTemperatureThreshold GetMarginTemperature GetNumFans GetFanSpeed GetFanSpeed_v2 GetFanSpeedRPM
-    GetMaxPcieLinkGeneration GetGpuMaxPcieLinkGeneration GetCurrPcieLinkGeneration GetMaxPcieLinkWidth
-    GetCurrPcieLinkWidth GetPcieThroughput GetPcieReplayCounter GetPcieSpeed GetPcieLinkMaxSpeed GetNvLinkState
-    GetNvLinkVersion GetNvLinkCapability GetNvLinkRemotePciInfo GetNvLinkRemoteDeviceType GetNvLinkErrorCounter
-    GetGpuFabricInfo GetGpuFabricInfoV GetEccMode GetDefaultEccMode GetTotalEccErrors GetMemoryErrorCounter
-    GetSramEccErrorStatus GetRemappedRows GetRowRemapperHistogram GetRetiredPages GetRetiredPages_v2
-    GetRetiredPagesPendingStatus GetRepairStatus GetPerformanceState GetPersistenceMode GetComputeMode
-    GetDisplayMode GetDisplayActive GetDriverModel_v2 GetAccountingMode GetAccountingBufferSize GetVirtualizationMode
-    GetMigMode GetMaxMigDeviceCount GetMigDeviceHandleByIndex GetDeviceHandleFromMigDeviceHandle
-    IsMigDeviceHandle GetGpuInstanceId GetComputeInstanceId GetAttributes_v2 GetGpuInstanceById
-    GetGpuInstanceProfileInfo GetGpuInstances RegisterEvents GetSupportedEventTypes GetFieldValues ClearFieldValues GetNumaNodeId
-    GetTopologyCommonAncestor GetP2PStatus GetCpuAffinity GetMemoryAffinity GetViolationStatus GetPlatformInfo
-    GetMemoryBusWidth GetNumGpuCores GetIrqNum GetPowerState GetAutoBoostedClocksEnabled GetC2cModeInfoV
-    GetAddressingMode GetGpuUptime_v1
-    """.split()
-) + ("nvmlGpmSampleGet", "nvmlGpmMigSampleGet", "nvmlGpmQueryDeviceSupport", "nvmlGpmQueryIfStreamingEnabled")
+FUNCTIONS: Final = (
+    "nvmlDeviceGetIndex",
+    "nvmlDeviceGetMinorNumber",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetSerial",
+    "nvmlDeviceGetBrand",
+    "nvmlDeviceGetArchitecture",
+    "nvmlDeviceGetBoardPartNumber",
+    "nvmlDeviceGetVbiosVersion",
+    "nvmlDeviceGetInforomVersion",
+    "nvmlDeviceGetInforomImageVersion",
+    "nvmlDeviceGetGspFirmwareVersion",
+    "nvmlDeviceGetGspFirmwareMode",
+    "nvmlDeviceGetCudaComputeCapability",
+    "nvmlDeviceGetPciInfo",
+    "nvmlDeviceGetBoardId",
+    "nvmlDeviceGetModuleId",
+    "nvmlDeviceGetMultiGpuBoard",
+    "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetHandleByUUID",
+    "nvmlDeviceGetHandleByPciBusId",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetBAR1MemoryInfo",
+    "nvmlDeviceGetConfComputeMemSizeInfo",
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetEncoderUtilization",
+    "nvmlDeviceGetDecoderUtilization",
+    "nvmlDeviceGetJpgUtilization",
+    "nvmlDeviceGetOfaUtilization",
+    "nvmlDeviceGetSamples",
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetProcessUtilization",
+    "nvmlDeviceGetProcessesUtilizationInfo",
+    "nvmlDeviceGetPowerUsage",
+    "nvmlDeviceGetPowerManagementLimit",
+    "nvmlDeviceGetPowerManagementDefaultLimit",
+    "nvmlDeviceGetPowerManagementLimitConstraints",
+    "nvmlDeviceGetPowerManagementMode",
+    "nvmlDeviceGetEnforcedPowerLimit",
+    "nvmlDeviceGetPowerSource",
+    "nvmlDeviceGetTotalEnergyConsumption",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetMaxClockInfo",
+    "nvmlDeviceGetMaxCustomerBoostClock",
+    "nvmlDeviceGetApplicationsClock",
+    "nvmlDeviceGetDefaultApplicationsClock",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetSupportedClocksEventReasons",
+    "nvmlDeviceGetTemperature",
+    "nvmlDeviceGetTemperatureV",
+    "nvmlDeviceGetTemperatureThreshold",
+    "nvmlDeviceGetMarginTemperature",
+    "nvmlDeviceGetNumFans",
+    "nvmlDeviceGetFanSpeed",
+    "nvmlDeviceGetFanSpeed_v2",
+    "nvmlDeviceGetFanSpeedRPM",
+    "nvmlDeviceGetMaxPcieLinkGeneration",
+    "nvmlDeviceGetGpuMaxPcieLinkGeneration",
+    "nvmlDeviceGetCurrPcieLinkGeneration",
+    "nvmlDeviceGetMaxPcieLinkWidth",
+    "nvmlDeviceGetCurrPcieLinkWidth",
+    "nvmlDeviceGetPcieThroughput",
+    "nvmlDeviceGetPcieReplayCounter",
+    "nvmlDeviceGetPcieSpeed",
+    "nvmlDeviceGetPcieLinkMaxSpeed",
+    "nvmlDeviceGetNvLinkState",
+    "nvmlDeviceGetNvLinkVersion",
+    "nvmlDeviceGetNvLinkCapability",
+    "nvmlDeviceGetNvLinkRemotePciInfo",
+    "nvmlDeviceGetNvLinkRemoteDeviceType",
+    "nvmlDeviceGetNvLinkErrorCounter",
+    "nvmlDeviceGetGpuFabricInfo",
+    "nvmlDeviceGetGpuFabricInfoV",
+    "nvmlDeviceGetEccMode",
+    "nvmlDeviceGetDefaultEccMode",
+    "nvmlDeviceGetTotalEccErrors",
+    "nvmlDeviceGetMemoryErrorCounter",
+    "nvmlDeviceGetSramEccErrorStatus",
+    "nvmlDeviceGetRemappedRows",
+    "nvmlDeviceGetRowRemapperHistogram",
+    "nvmlDeviceGetRetiredPages",
+    "nvmlDeviceGetRetiredPages_v2",
+    "nvmlDeviceGetRetiredPagesPendingStatus",
+    "nvmlDeviceGetRepairStatus",
+    "nvmlDeviceGetPerformanceState",
+    "nvmlDeviceGetPersistenceMode",
+    "nvmlDeviceGetComputeMode",
+    "nvmlDeviceGetDisplayMode",
+    "nvmlDeviceGetDisplayActive",
+    "nvmlDeviceGetDriverModel_v2",
+    "nvmlDeviceGetAccountingMode",
+    "nvmlDeviceGetAccountingBufferSize",
+    "nvmlDeviceGetVirtualizationMode",
+    "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetMaxMigDeviceCount",
+    "nvmlDeviceGetMigDeviceHandleByIndex",
+    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+    "nvmlDeviceIsMigDeviceHandle",
+    "nvmlDeviceGetGpuInstanceId",
+    "nvmlDeviceGetComputeInstanceId",
+    "nvmlDeviceGetAttributes_v2",
+    "nvmlDeviceGetGpuInstanceById",
+    "nvmlDeviceGetGpuInstanceProfileInfo",
+    "nvmlDeviceGetGpuInstances",
+    "nvmlDeviceRegisterEvents",
+    "nvmlDeviceGetSupportedEventTypes",
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceClearFieldValues",
+    "nvmlDeviceGetNumaNodeId",
+    "nvmlDeviceGetTopologyCommonAncestor",
+    "nvmlDeviceGetP2PStatus",
+    "nvmlDeviceGetCpuAffinity",
+    "nvmlDeviceGetMemoryAffinity",
+    "nvmlDeviceGetViolationStatus",
+    "nvmlDeviceGetPlatformInfo",
+    "nvmlDeviceGetMemoryBusWidth",
+    "nvmlDeviceGetNumGpuCores",
+    "nvmlDeviceGetIrqNum",
+    "nvmlDeviceGetPowerState",
+    "nvmlDeviceGetAutoBoostedClocksEnabled",
+    "nvmlDeviceGetC2cModeInfoV",
+    "nvmlDeviceGetAddressingMode",
+    "nvmlDeviceGetGpuUptime_v1",
+    "nvmlGpmSampleGet",
+    "nvmlGpmMigSampleGet",
+    "nvmlGpmQueryDeviceSupport",
+    "nvmlGpmQueryIfStreamingEnabled",
+)
 FUNCTION_KEYS: Final = {name: index + 1 for index, name in enumerate(FUNCTIONS)}
 
 u32 = ctypes.c_uint32
@@ -254,7 +356,7 @@ _C_NAMES: Final[dict[Any, str]] = {
 }
 
 
-def _declaration(name: str, kind: Any) -> str:
+def _declaration(name: str, kind: Any) -> str:  # noqa: ANN401 - ctypes has no name for its types
     dimensions = ""
     while hasattr(kind, "_length_"):
         dimensions += f"[{kind._length_}]"

@@ -126,8 +126,8 @@ class SimulatedNvml:
     def __init__(
         self,
         world: World,
-        *,
         directory: Path | None = None,
+        *,
         library_path: Path | None = None,
         library_directory: Path | None = None,
     ) -> None:
@@ -193,8 +193,9 @@ class SimulatedNvml:
         move on by themselves for `step_seconds`, and stop there if no further step comes. Steps that follow each
         other on such a grid never let a counter go back.
         """
-        now = self._ahead if self._ahead is not None and self._ahead.t_seconds == t_seconds else None
-        now = now or self.world.state(t_seconds)
+        # What the last step led up to is taken as it is, so that not even a rounding error moves a counter back.
+        ahead = self._ahead
+        now = ahead if ahead is not None and abs(ahead.t_seconds - t_seconds) < 1e-6 else self.world.state(t_seconds)
         moving = monotonic_ns != 0 and step_seconds > 0
         later = self.world.state(t_seconds + step_seconds) if moving else now
         self._ahead = later
@@ -348,9 +349,8 @@ def _write_answers(patches: list[tuple[int, bytes]], index: int, made: Answers) 
         taken[place] = True
         _SLOT.pack_into(table, place * _SLOT.size, key, arg, code, kind, variable, scale, base)
     patches.append((_offset(index, "slot"), bytes(table)))
-    strings = b"".join(
-        text.encode()[: layout.STRING_BYTES - 1].ljust(layout.STRING_BYTES, b"\0") for text in made.strings
-    )
+    width = layout.STRING_BYTES
+    strings = b"".join(text.encode()[: width - 1].ljust(width, b"\0") for text in made.strings)
     patches.append((_offset(index, "string"), strings))
     overrides = bytearray(_OVERRIDE.size * (len(layout.FUNCTIONS) + 1))
     for name, (code, flags, delay_ns) in made.overrides.items():
@@ -370,7 +370,7 @@ async def run_writer(simulated: SimulatedNvml, clock: Clock, *, origin_ns: int |
         number = max(0, (now - origin) // step_ns)
         begins = origin + number * step_ns
         simulated.step(
-            number * STEP_SECONDS,
+            number * step_ns / 1e9,
             monotonic_ns=begins,
             wall_ns=clock.wall_ns() - (now - begins),
             step_seconds=STEP_SECONDS,

@@ -59,12 +59,12 @@ class SimulatedNode:
         def now_seconds() -> float:
             return (clock.monotonic_ns() - began_ns) / 1e9
 
-        with tempfile.TemporaryDirectory(prefix="claimscope-sim-") as name, SimulatedNvml(world, Path(name)) as nvml:
+        with tempfile.TemporaryDirectory(prefix="claimscope-sim-") as name, SimulatedNvml(world, directory=Path(name)) as nvml:
             kubelet = SimKubelet(Path(name) / "kubelet.sock", lambda: world.pods(now_seconds()))
             server = SimApiServer()
             await server.start()
             await kubelet.start()
-            writer = asyncio.create_task(run_writer(nvml, clock))
+            writer = asyncio.create_task(run_writer(nvml, clock, origin_ns=began_ns))
             follower = asyncio.create_task(_follow(world, server, node_name, now_seconds))
             try:
                 yield SimulatedNode(

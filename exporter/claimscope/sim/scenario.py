@@ -364,6 +364,15 @@ def _whole_gpu_pods(first: int, count: int) -> tuple[PodPlan, ...]:
             for replica in (0, 1)
         ),
     ]
+    # A monitoring tool looks at two GPUs by admin access: it holds neither.
+    pods.append(
+        PodPlan(
+            namespace="gpu-monitoring",
+            name="gpu-observer",
+            workload="idle",
+            claims=(ClaimPlan(name="observe", devices=(gpu(0), gpu(1)), admin_access=True),),
+        )
+    )
     if count >= 6:
         pods.append(
             # One claim with two GPUs.

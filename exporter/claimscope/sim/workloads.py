@@ -148,7 +148,7 @@ def combined(activities: Sequence[Activity]) -> Activity:
     """What programs that share a device do together: they get in each other's way, so nothing passes 1."""
     if len(activities) == 1:
         return activities[0]
-    left = {name: 1.0 for name in Activity.__slots__}
+    left = dict.fromkeys(Activity.__slots__, 1.0)
     for activity in activities:
         for name in left:
             left[name] *= 1.0 - getattr(activity, name)

@@ -814,7 +814,7 @@ class World:
         power = profile.idle_watts + sum(row[_POWER] for row in gauges)
         average = power
         if len(here) == 1 and cell - 10 >= here[0][1].start:
-            leaf, stretch = here[0]
+            _, stretch = here[0]
             done = stretch.table.integral(cell)[0] - stretch.table.integral(cell - 10)[0]
             average = profile.idle_watts + done
         elapsed = t_seconds - reset
