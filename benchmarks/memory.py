@@ -70,7 +70,7 @@ def run() -> dict[str, float]:
             [
                 sys.executable, "-m", "claimscope", "agent", "--simulate", "h100x8", "--web-listen-address", address,
                 "--collectors", "nvlink-per-link,processes", "--state-file", f"{directory}/agent.json",
-                "--control-socket", f"{directory}/agent.sock", "--log-level", "warning", "--api-server", "off",
+                "--control-socket", f"{directory}/agent.sock", "--log-level", "warning",
             ]
         )
         try:

@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from io import StringIO
@@ -18,6 +20,9 @@ from claimscope.doctor import ApiAccess, Facts, Verdict
 from claimscope.nvml.probe import Probe, ProbedDevice
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the real command line in a process of its own."""
     return subprocess.run(
@@ -25,7 +30,7 @@ def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         timeout=30,
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": os.environ["PATH"]} | environment,
         check=False,
     )
 
@@ -243,3 +248,94 @@ def test_the_demo_sums_the_devices_of_a_claim() -> None:
     assert demo.totals_of(text) == [f"{'ml/train':44}       42 J"]
 
 
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """The command line, running; its standard error can be read line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "claimscope", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_agent_serves_and_a_signal_ends_it_with_exit_code_0(
+    cc: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    del cc  # the simulated library is compiled
+    with start(
+        "agent", "--simulate", "h100x8", "--web-listen-address", "127.0.0.1:0",
+        "--state-file", str(tmp_path / "agent.json"), "--control-socket", str(tmp_path / "agent.sock"),
+    ) as agent:  # fmt: skip
+        assert agent.stderr is not None
+        try:
+            assert any("8 devices" in line for line in agent.stderr)
+            agent.send_signal(number)
+            rest = agent.stderr.read()
+            assert agent.wait(20) == 0
+        finally:
+            agent.kill()
+    assert "Traceback" not in rest
+    assert not (tmp_path / "agent.sock").exists()
+
+
+def test_a_taken_port_is_one_line_and_exit_code_1(cc: str, tmp_path: Path) -> None:
+    del cc
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = claimscope(
+            "agent", "--simulate", "l40sx4", "--web-listen-address", address,
+            "--state-file", str(tmp_path / "agent.json"), "--control-socket", "",
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if address in line and line.startswith("claimscope: ")] != []
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_scenario_is_one_line(cc: str, tmp_path: Path) -> None:
+    del cc
+    scenario = tmp_path / "none.yaml"
+    done = claimscope("agent", "--simulate", "h100x8", "--scenario", str(scenario), "--control-socket", "")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert str(scenario) in done.stderr
+
+
+def test_doctor_lists_the_gpus_that_a_library_shows(cc: str) -> None:
+    del cc
+    from claimscope.sim.library import SimulatedNvml
+
+    with SimulatedNvml.start("a100x8-mig") as simulated:
+        done = claimscope("doctor", "--nvml-library", str(simulated.library_path), **simulated.environment)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok    nvml          driver ")
+    assert lines[1].startswith("ok    devices       8 x NVIDIA A100")
+    assert "GPUs have MIG switched on" in lines[2]
+
+
+@pytest.mark.parametrize("with_prometheus", [True, False])
+def test_the_demo_says_what_to_open_and_leaves_nothing_behind(
+    cc: str, request: pytest.FixtureRequest, tmp_path: Path, with_prometheus: bool
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cc", "as", "ld"):
+        found = shutil.which(name)
+        if found is not None:
+            (programs / name).symlink_to(found)
+    if with_prometheus:
+        (programs / "prometheus").symlink_to(request.getfixturevalue("prometheus"))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = claimscope("demo", "--profile", "h100x8", "--seconds", "2", PATH=str(programs), TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert "/metrics  (simulated node h100x8" in done.stdout
+    assert ("/graph\n" in done.stdout) == with_prometheus
+    assert ("prometheus  left out" in done.stdout) == (not with_prometheus)
+    assert done.stdout.endswith("stopped, nothing is left behind\n")
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_metrics_command_lists_the_tables() -> None:
+    listed = json.loads(claimscope("metrics", "--format", "json").stdout)
+    assert {"gpu_power_watts", "dra_claim_gpu_energy_joules_total"} <= {entry["name"] for entry in listed}
+    assert claimscope("metrics").stdout == (ROOT / "docs/metrics.md").read_text(encoding="utf-8")

@@ -154,12 +154,12 @@ def test_ids_of_the_throttle_counters_follow_the_driver(start: Start) -> None:
         start(profile, scenario, 15.0)
         answered[profile] = fields(pynvml.nvmlDeviceGetHandleByIndex(0), 75, 251, 252, 269, 270)
         pynvml.nvmlShutdown()
-    five_seconds, unknown = (0, 5_000_000_000), (pynvml.NVML_ERROR_NOT_SUPPORTED, 0)
+    hot, cold, unknown = (0, 5_000_000_000), (0, 0), (pynvml.NVML_ERROR_NOT_SUPPORTED, 0)
     assert answered == {
-        "h100x8": [five_seconds, five_seconds, five_seconds, unknown, unknown],
-        "a100x8-mig": [(0, 0), unknown, unknown, unknown, unknown],  # no MIG device of GPU 0 is hot for a whole GPU
-        "b200x8": [five_seconds, (0, 0), unknown, five_seconds, five_seconds],
-    } | {"a100x8-mig": [answered["a100x8-mig"][0], unknown, unknown, unknown, unknown]}
+        "h100x8": [hot, hot, hot, unknown, unknown],
+        "a100x8-mig": [hot, unknown, unknown, unknown, unknown],
+        "b200x8": [hot, cold, unknown, hot, hot],  # 251 is a power-smoothing knob there
+    }
 
 
 def test_energy_is_the_integral_of_power(start: Start) -> None:
@@ -431,7 +431,7 @@ def test_an_xid_of_a_mig_device_names_it(start: Start) -> None:
 
 def test_a_lost_gpu_and_its_return(start: Start) -> None:
     node = start("h100x8", "faults: [{kind: lost, at: 10, gpu: 2, duration: 10}]", 5.0)
-    gone, other = pynvml.nvmlDeviceGetHandleByIndex(2), pynvml.nvmlDeviceGetHandleByIndex(1)
+    gone, other = pynvml.nvmlDeviceGetHandleByIndex(2), pynvml.nvmlDeviceGetHandleByIndex(7)
     before = pynvml.nvmlDeviceGetTotalEnergyConsumption(gone)
     node.step(12.0)
     failed = [
@@ -545,7 +545,7 @@ def test_without_a_state_there_is_no_driver(start: Start, monkeypatch: pytest.Mo
 
 def test_a_hang_lasts_until_it_is_healed(start: Start) -> None:
     node = start("h100x8", "faults: [{kind: hang, at: 10, gpu: 0, duration: 10}]", 9.0)
-    handle, other = pynvml.nvmlDeviceGetHandleByIndex(0), pynvml.nvmlDeviceGetHandleByIndex(1)
+    handle, other = pynvml.nvmlDeviceGetHandleByIndex(0), pynvml.nvmlDeviceGetHandleByIndex(7)
     node.step(12.0)
     done = threading.Event()
 

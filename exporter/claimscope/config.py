@@ -66,7 +66,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     simulate: Annotated[
         Profile | None,
-        Meta(description="Simulate a node with these GPUs, and its kubelet, instead of reading real ones."),
+        Meta(description="Simulate a node with these GPUs, its kubelet and API server, instead of using real ones."),
     ] = None
     scenario: Annotated[
         str | None, Meta(description="YAML file of what happens in the simulation: XIDs, ECC errors, a lost GPU.")

@@ -47,7 +47,10 @@ class Query:
 QUERIES = (
     Query(
         title="Power that each claim draws, whichever GPUs, MIG devices or shares it holds",
-        promql=f"sum by (namespace, resourceclaim) (rate(dra_claim_gpu_energy_joules_total[{_RATE_SECONDS}s]))",
+        promql=(
+            "sort_desc(sum by (namespace, resourceclaim) "
+            f"(rate(dra_claim_gpu_energy_joules_total[{_RATE_SECONDS}s])))"
+        ),
         labels=("namespace", "resourceclaim"),
         unit="W",
     ),
@@ -212,7 +215,6 @@ async def run(*, profile: str, scenario: str | None, seconds: float | None, say:
                 "--node-name", "demo-node",
                 "--state-file", f"{directory}/agent.json",
                 "--control-socket", f"{directory}/agent.sock",
-                "--api-server", "off",
                 "--log-level", "warning",
             )
         )

@@ -170,6 +170,7 @@ RATES: Final = (
     "power_brake",
 )
 _R: Final = {name: index for index, name in enumerate(RATES)}
+_ADDED: Final = frozenset(_R[name] for name in ("power", "pcie_tx", "pcie_rx", "nvlink"))
 # Gauges of a table's cell.
 _POWER, _GRAPHICS, _DRAM, _ENCODER, _DECODER, _JPEG, _CLOCK, _REASONS, _BUSY, _PCIE_TX, _PCIE_RX = range(11)
 
@@ -673,10 +674,14 @@ class World:
 
     def _gpu_totals(self, gpu: int, t_seconds: float) -> list[float]:
         """Integrals of a GPU's rates from 0 to `t_seconds`, over all its layouts."""
+        if len(self._layouts[gpu]) == 1 and not self._layouts[gpu][0][1]:
+            return self._leaf_totals(self._leaf(gpu, WHOLE, 0), t_seconds)
         totals = [0.0] * len(RATES)
         for number in range(self._layout_number(gpu, t_seconds) + 1):
-            for leaf in self._leaves_of(gpu, number):
-                totals = [a + b for a, b in zip(totals, self._leaf_totals(leaf, t_seconds), strict=True)]
+            parts = [self._leaf_totals(leaf, t_seconds) for leaf in self._leaves_of(gpu, number)]
+            # Energy and bytes of MIG devices add up; a second in which two of them are throttled is one second.
+            for rate, several in enumerate(zip(*parts, strict=True)):
+                totals[rate] += sum(several) if rate in _ADDED else max(several)
         return totals
 
     def _since_reset(self, gpu: int, totals: list[float], reset: float) -> list[float]:
