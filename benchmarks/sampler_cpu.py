@@ -24,6 +24,8 @@ from claimscope.nvml.fields import field_ids
 from claimscope.nvml.gpm_metrics import GPM_METRICS
 from claimscope.nvml.reader import Catalog, EntityReader
 from claimscope.nvml.wire import WindowMessage
+from claimscope.sim.library import SimulatedNvml
+from claimscope.sim.world import make_world
 
 BOUND_RATIO = 0.35
 WINDOWS = 60
@@ -124,9 +126,8 @@ def measure(path: str) -> dict[str, float | str]:
 
 def run() -> dict[str, float | str]:
     """On 8 GPUs of the simulated library."""
-    from claimscope.sim.library import SimulatedNvml
-
-    with SimulatedNvml.start("h100x8") as simulated:
+    with SimulatedNvml(make_world("h100x8")) as simulated:
+        simulated.step(60.0, monotonic_ns=time.monotonic_ns(), step_seconds=600.0)
         os.environ.update(simulated.environment)
         return measure(str(simulated.library_path))
 

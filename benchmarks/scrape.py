@@ -29,7 +29,7 @@ from claimscope.sim.world import make_world
 BOUND_RATIO = 0.2
 SCRAPES = 25
 APART_SECONDS = 1.03
-START_SECONDS = 60.0
+START_SECONDS = 30.0
 HEADERS = {
     "Accept": "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",

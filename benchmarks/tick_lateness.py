@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 from claimscope.export.text import Renderer
@@ -17,6 +18,8 @@ from claimscope.metrics.spec import Family, Type, Unit
 from claimscope.model import Sample
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import LATENESS_BOUNDS_SECONDS, FromSampler, Settings, Status
+from claimscope.sim.library import SimulatedNvml
+from claimscope.sim.world import make_world
 
 BOUND_SECONDS = 0.001
 HZ = 100.0
@@ -111,9 +114,8 @@ async def measure(path: str, environ: Mapping[str, str]) -> dict[str, float | st
 
 def run() -> dict[str, float | str]:
     """On 8 GPUs of the simulated library."""
-    from claimscope.sim.library import SimulatedNvml
-
-    with SimulatedNvml.start("h100x8") as simulated:
+    with SimulatedNvml(make_world("h100x8")) as simulated:
+        simulated.step(60.0, monotonic_ns=time.monotonic_ns(), step_seconds=600.0)
         return asyncio.run(measure(str(simulated.library_path), simulated.environment))
 
 

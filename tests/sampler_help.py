@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Settings, Status, WindowMessage
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Heard:
     """Everything the sampler has said so far."""
 
@@ -21,6 +22,12 @@ class Heard:
     inventories: list[Inventory] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __repr__(self) -> str:
+        return (
+            f"{len(self.windows)} windows, {self.events}, inventories "
+            f"{[(i.epoch, len(i.devices), dict(i.lost), i.error) for i in self.inventories]}"
+        )
 
     def take(self, message: FromSampler) -> None:
         match message:
@@ -36,11 +43,14 @@ class Heard:
 
     async def until(self, condition: Callable[[], object], seconds: float = 15.0) -> None:
         """Waits until the condition holds; it is asked after every message, and now and then."""
-        async with asyncio.timeout(seconds):
-            while not condition():
-                self.changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), 0.05)
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {seconds:g} s; heard {self}")
+            self.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await self.changed.wait()
 
     def newest(self, uuid: str) -> Window:
         """The last window of an entity."""

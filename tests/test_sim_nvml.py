@@ -1,5 +1,6 @@
 """The simulated libnvidia-ml, asked through pynvml as any program would ask it."""
 
+import asyncio
 import ctypes
 import json
 import math
@@ -15,10 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pynvml
 import pytest
 
+import claimscope.sim
 from claimscope.clock import SystemClock
 from claimscope.nvml.calls import CALLS
 from claimscope.nvml.library import load
@@ -138,13 +141,9 @@ def test_every_function_that_is_asked_for_exists() -> None:
 
 def test_every_key_is_used_by_the_library() -> None:
     # A key without a function would take a return-code fault and do nothing with it.
-    text = (build_library.__code__.co_filename.removesuffix("library.py")) + "nvml.c"
-    with open(text) as source:
-        body = source.read()
-    asked = set(re.findall(r"\b(nvml[A-Za-z0-9_]+)", body)) | {n.removesuffix("_v3") for n in re.findall(r"nvml\w+", body)}
-    unused = {"nvmlDeviceClearFieldValues", "nvmlDeviceGetAddressingMode", "nvmlDeviceGetC2cModeInfoV",
-              "nvmlDeviceGetDriverModel_v2", "nvmlDeviceGetGpuUptime_v1"}  # fmt: skip
-    assert set(FUNCTIONS) - asked - unused == set()
+    body = (Path(claimscope.sim.__file__).parent / "nvml.c").read_text()
+    asked = set(re.findall(r"nvml\w+", body)) | {name.removesuffix("_v3") for name in re.findall(r"nvml\w+", body)}
+    assert set(FUNCTIONS) - asked == set()
 
 
 def test_ids_of_the_throttle_counters_follow_the_driver(start: Start) -> None:
@@ -192,8 +191,6 @@ def test_counters_grow_by_themselves_up_to_the_end_of_the_step(start: Start) -> 
 
 
 async def test_the_writer_never_moves_a_counter_back(start: Start) -> None:
-    import asyncio
-
     node = start("h100x8")
     handle = pynvml.nvmlDeviceGetHandleByIndex(1)
     clock = SystemClock()
@@ -213,9 +210,7 @@ def test_utilization_power_and_memory_follow_the_pods(start: Start) -> None:
     node = start("h100x8", "", 30.0)
     busy, idle = pynvml.nvmlDeviceGetHandleByIndex(0), pynvml.nvmlDeviceGetHandleByIndex(7)
     rates = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in (busy, idle)]
-    memory = [
-        pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used for handle in (busy, idle)
-    ]
+    memory = [pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used for handle in (busy, idle)]
     assert (rates, memory[1]) == ([100, 0], 0)
     assert memory[0] > 60e9
     assert pynvml.nvmlDeviceGetPowerUsage(busy) > 400_000
@@ -266,9 +261,7 @@ def test_gpm_is_the_mean_between_two_samples(start: Start) -> None:
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     assert pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice == 1
     # One training step of 1.2 s: nine tenths of computing, three of exchanging gradients.
-    (_, graphics), (_, sm), (_, tensor), (_, nvlink), (unknown, _) = gpm(
-        handle, node, 24.0, 25.2, [1, 2, 5, 61, 299]
-    )
+    (_, graphics), (_, sm), (_, tensor), (_, nvlink), (unknown, _) = gpm(handle, node, 24.0, 25.2, [1, 2, 5, 61, 299])
     assert graphics == pytest.approx(100.0)
     assert sm == pytest.approx((0.93 * 9 + 0.35 * 3) / 12 * 100)
     assert tensor == pytest.approx((0.77 * 9 + 0.04 * 3) / 12 * 100)
@@ -490,6 +483,7 @@ def test_return_codes_of_functions_and_fields(start: Start) -> None:
 faults:
   - {kind: return_code, at: 1, gpu: 0, function: nvmlDeviceGetPowerUsage, code: 4, duration: 2}
   - {kind: return_code, at: 1, function: nvmlDeviceGetUtilizationRates, code: 999}
+  - {kind: return_code, at: 1, gpu: 0, function: nvmlDeviceGetMemoryInfo_v2, code: 4}
   - {kind: return_code, at: 1, gpu: 0, field: 83, code: 27}
 """
     node = start("h100x8", scenario, 2.0)
@@ -497,6 +491,7 @@ faults:
     assert code(pynvml.nvmlDeviceGetPowerUsage, first) == pynvml.NVML_ERROR_NO_PERMISSION
     assert pynvml.nvmlDeviceGetPowerUsage(second) == 70_000
     assert code(pynvml.nvmlDeviceGetUtilizationRates, second) == pynvml.NVML_ERROR_UNKNOWN
+    assert code(pynvml.nvmlDeviceGetMemoryInfo, first) == pynvml.NVML_ERROR_NO_PERMISSION
     assert [ret for ret, _ in fields(first, 83, 186)] == [pynvml.NVML_ERROR_NOT_READY, 0]
     node.step(4.0)
     assert pynvml.nvmlDeviceGetPowerUsage(first) > 0
@@ -533,13 +528,12 @@ def test_initialisations_are_counted(start: Start) -> None:
     assert code(pynvml.nvmlDeviceGetCount) == pynvml.NVML_ERROR_UNINITIALIZED
 
 
-def test_without_a_state_there_is_no_driver(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_without_a_state_there_is_no_driver(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(STATE_VARIABLE, raising=False)
     assert code(pynvml.nvmlInit) == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
-    wrong = f"{tmp_path}/wrong"
-    with open(wrong, "w") as file:
-        file.write("not a state")
-    monkeypatch.setenv(STATE_VARIABLE, wrong)
+    wrong = tmp_path / "wrong"
+    wrong.write_text("not a state")
+    monkeypatch.setenv(STATE_VARIABLE, str(wrong))
     assert code(pynvml.nvmlInit) == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
 
 
@@ -595,56 +589,65 @@ def test_a_process_in_a_hang_or_crash_ends_by_signal(kind: str) -> None:
             assert child.wait(10) == (-signal.SIGTERM if kind == "hang" else -signal.SIGABRT)
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SimulatorError) as caught:
-        build_library(Path(str(tmp_path)))
+        build_library(tmp_path)
     assert str(caught.value) == (
         "the simulated NVML needs a C compiler, and there is none in PATH (tried cc, gcc, clang). "
         "Install one, on Debian or Ubuntu: apt-get install gcc libc6-dev"
     )
 
 
-def test_nvitop_exporter_runs_on_it() -> None:
+async def test_nvitop_exporter_runs_on_it() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    clock = SystemClock()
     with SimulatedNvml(make_world("h100x8")) as node:
-        node.step(30.0)
-        exporter = subprocess.Popen(
-            [f"{os.path.dirname(sys.executable)}/nvitop-exporter", "-B", "127.0.0.1", "-p", str(port),
-             "--interval", "0.25"],
+        began_ns = clock.monotonic_ns() - 20_000_000_000
+        writer = asyncio.create_task(run_writer(node, clock, origin_ns=began_ns))
+        command = [f"{os.path.dirname(sys.executable)}/nvitop-exporter", "-B", "127.0.0.1", "-p", str(port)]
+        exporter = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+            [*command, "--interval", "0.25"],
             env={**os.environ, **node.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
         try:
-            text = _scrape(f"http://127.0.0.1:{port}/metrics", exporter)
+            text = await asyncio.to_thread(_scrape, f"http://127.0.0.1:{port}/metrics", exporter)
         finally:
             exporter.terminate()
             exporter.communicate(timeout=10)
+            writer.cancel()
         uuid = node.world.profile.gpu_uuid(0)
-    power = [line for line in text.splitlines() if line.startswith("gpu_power_usage{") and uuid in line]
-    assert len({line for line in text.splitlines() if line.startswith("gpu_power_usage{")}) == 8
-    assert 300 < float(power[0].rsplit(" ", 1)[1]) < 700
+    shown = {
+        (name, found["uuid"]): float(value)
+        for name, labels, value in re.findall(r"^(gpu_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
+        for found in [dict(re.findall(r'(\w+)="([^"]*)"', labels))]
+    }
+    assert sum(name == "gpu_power_usage_W" for name, _ in shown) == 8
+    assert shown["gpu_utilization_Percentage", uuid] == 100
+    assert shown["gpu_memory_total_MiB", uuid] == 81559
+    assert 300 < shown["gpu_power_usage_W", uuid] <= 700
+    assert shown["gpu_nvlink_total_tx_throughput_MiBps", uuid] > 1000
 
 
 def _scrape(url: str, process: subprocess.Popen[bytes]) -> str:
-    """The page, as soon as it shows GPUs."""
+    """The page, as soon as it shows the NVLink rate of every GPU, for which it needs two samples."""
     deadline = time.monotonic() + 30
+    text: str = ""
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0].decode()
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
-                text: str = answer.read().decode()
-            if text.count("gpu_power_usage{") >= 8:
+                text = str(answer.read(), "utf-8")
+            if len(re.findall(r"^gpu_nvlink_total_tx_throughput_MiBps\{.*\} \d", text, re.MULTILINE)) == 8:
                 return text
         except (urllib.error.URLError, ConnectionError):
             pass
-        select.select([], [], [], 0.1)
-    raise AssertionError("nvitop-exporter showed no GPU within 30 s")
+        threading.Event().wait(0.1)
+    raise AssertionError(f"nvitop-exporter showed no eight GPUs within 30 s: {text[-500:]}")
 
 
 def test_the_environment_is_enough_for_a_child() -> None:

@@ -27,7 +27,9 @@ from claimscope.node import Node
 from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
+from claimscope.sim.library import SimulatorError
 from claimscope.sim.node import SimulatedNode
+from claimscope.sim.scenario import ScenarioError
 from claimscope.web.application import ListenError, make_application, start_site
 
 logger = logging.getLogger(__name__)
@@ -106,12 +108,15 @@ async def _simulated(config: Config, clock: Clock) -> AsyncIterator[SimulatedNod
     if config.simulate is None:
         yield None
         return
-    async with SimulatedNode.open(
-        config.simulate,
-        node_name=config.node_name,
-        scenario=config.scenario,
-        clock=clock,
-    ) as simulated:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            simulated = await stack.enter_async_context(
+                SimulatedNode.open(
+                    config.simulate, node_name=config.node_name, scenario=config.scenario, clock=clock
+                )
+            )
+        except (SimulatorError, ScenarioError, OSError) as error:
+            raise AgentError(f"cannot simulate {config.simulate}: {error}") from error
         yield simulated
 
 
@@ -208,6 +213,7 @@ async def _attribute(node: Node, source: AccessSource | None) -> None:
     if source is None:
         while True:
             await node.attribute(None)
+    node.expects_slices = True
     api = ApiClient(source)
     try:
         async with asyncio.TaskGroup() as tasks:

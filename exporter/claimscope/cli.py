@@ -110,10 +110,14 @@ def agent(config_file: str | None, **flags: str | None) -> None:
     settings = load(config_file, flags)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
     from claimscope import agent as wiring
+    from claimscope.sim.library import SimulatorError
+    from claimscope.sim.scenario import ScenarioError
 
     try:
         asyncio.run(until_signal(wiring.run(settings, os.environ)))
-    except wiring.AgentError as error:
+    except ScenarioError as error:
+        raise click.UsageError(str(error)) from error
+    except (wiring.AgentError, SimulatorError) as error:
         raise _Failure(str(error)) from error
 
 

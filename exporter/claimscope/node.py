@@ -18,7 +18,7 @@ from claimscope.attribution import Attribution, attribute, held_claims, owners
 from claimscope.extremes import Extremes
 from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
-from claimscope.metrics.spec import Split, Stat
+from claimscope.metrics.spec import Split
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.model import Holder, Inventory, Missing, Sample, Snapshot, Window
 from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Status, WindowMessage
@@ -38,13 +38,14 @@ logger = logging.getLogger(__name__)
 
 FRESH_NS = 5_000_000_000  # a window older than this is not the present any more
 ATTRIBUTION_FRESH_NS = 30_000_000_000
+SLICES_NS = 10_000_000_000  # how long the first slices are waited for
 LOOKUP_SECONDS = 2.0
 
 _BUSY_KEYS = frozenset(
     quantity.key
     for quantity in QUANTITIES
     for view in quantity.views
-    if view.stem == "busy" and view.stat is Stat.TOTAL and view.split is not Split.NO and view.labels == {"engine": "gpu"}
+    if view.stem == "busy" and view.split is not Split.NO and view.labels == {"engine": "gpu"}
 )
 
 
@@ -57,6 +58,8 @@ class Node:
     ) -> None:
         self.clock = clock
         self.changed = asyncio.Event()
+        self.expects_slices = False  # there is an API server to tell them
+        self._started_ns = clock.monotonic_ns()
         self.snapshot: Snapshot | None = None
         self.name = name
         self._ledger = ledger
@@ -177,9 +180,18 @@ class Node:
                     logger.warning("device %s of %s/%s (%s) has no certain holder or is not known to NVML: %s",
                                    item.device, item.namespace, item.name, item.driver, item.reason)
         self._attribution = found
-        if self._inventory.error is None and not self._inventory.released:
+        if self._inventory.error is None and not self._inventory.released and not self._slices_awaited():
             self._ledger.hold(found.holds, asked_ns, self.clock.wall_ns())
         self.changed.set()
+
+    def _slices_awaited(self) -> bool:
+        """True right after the start, while devices may still be told by slices that are on their way.
+
+        Holds that cannot be resolved without them would otherwise end accounts that the journal kept.
+        """
+        if not self.expects_slices or "resourceslices" in self._last_success_wall_ns:
+            return False
+        return self.clock.monotonic_ns() - self._started_ns < SLICES_NS
 
     def _succeeded(self, source: str) -> None:
         self._last_success_wall_ns[source] = self.clock.wall_ns()

@@ -18,16 +18,17 @@ from claimscope.metrics.spec import (
     WINDOW_LABEL,
     Family,
     Quantity,
+    Scope,
     Split,
     Stat,
     View,
     family_name,
 )
 from claimscope.metrics.tables import merge, quantity_families
-from claimscope.model import Account, Device, Hold, PodRef, Sample, Snapshot, Window
+from claimscope.model import Account, Device, Hold, Holder, PodRef, Sample, Snapshot, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -50,6 +51,7 @@ class _Slot:
     """One view of one reading key: the families it feeds, each with the labels behind the identity ones."""
 
     split: Split
+    whole_gpu: bool  # measured on the GPU alone: a MIG device's holder gets the part of its compute slices
     text_label: str | None
     device: str | None  # None where there is no device family
     device_extra: Labels
@@ -73,14 +75,56 @@ class _Slots:
     split_total: tuple[_Slot, ...]
 
 
+class _Series:
+    """One series that follows from a mapping of readings, with the sample that was last made of it.
+
+    Most readings do not change from one window to the next, and a sample is immutable: it can be handed out again.
+    """
+
+    __slots__ = ("family", "key", "labels", "sample")
+
+    def __init__(self, key: str, family: str, labels: Labels) -> None:
+        self.key = key  # of the reading
+        self.family = family
+        self.labels = labels
+        self.sample = Sample(family=family, labels=labels, value=0.0)
+
+    def at(self, value: float, start_ns: int | None = None) -> Sample:
+        sample = self.sample
+        if sample.value != value or sample.start_ns != start_ns:
+            sample = Sample(family=self.family, labels=self.labels, value=value, start_ns=start_ns)
+            self.sample = sample
+        return sample
+
+
+Plan = tuple[_Series, ...]
+
+
+class _Plans:
+    """Plans by part of a Snapshot; a plan stands as long as the keys it was made for are the same."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made: dict[str, tuple[tuple[str, ...], Plan]] = {}
+
+    def get(self, part: str, readings: Mapping[str, object], make: Callable[[str, Iterable[str]], Plan]) -> Plan:
+        keys = tuple(readings)
+        known = self.made.get(part)
+        if known is None or known[0] != keys:
+            known = self.made[part] = (keys, make(part, keys))
+        return known[1]
+
+
 class _LabelCache:
     """Label tuples that begin alike, by what stands behind the beginning."""
 
-    __slots__ = ("base", "made")
+    __slots__ = ("base", "made", "plans")
 
     def __init__(self, base: Labels) -> None:
         self.base = base
         self.made: dict[Labels, Labels] = {(): base}
+        self.plans = _Plans()
 
     def get(self, extra: Labels) -> Labels:
         found = self.made.get(extra)
@@ -105,6 +149,7 @@ class Collector:
         self._devices: dict[str, Device] = {}
         self._infos: dict[Labels, Labels] = {}
         self._accounts: dict[Labels, _LabelCache] = {}
+        self._account_plans: dict[tuple[Holder, str, str], _Plans] = {}
         self._edges: dict[tuple[Hold, PodRef | None], Labels] = {}
 
     @property
@@ -257,6 +302,7 @@ class Collector:
         unattributed = family_name("gpu_unattributed", view)
         return _Slot(
             split=view.split,
+            whole_gpu=quantity.scope is Scope.GPU and view.split is Split.SHARE and quantity.device_family,
             text_label=quantity.text_label,
             device=device if device in self.families else None,
             device_extra=extra(device, DEVICE_LABELS),
@@ -280,25 +326,45 @@ class Collector:
             if window is not None and snapshot.up.get(uuid, False) and uuid not in lost:
                 self._collect_window(window, cache, out)
                 extremes = snapshot.extremes.get(uuid, {})
-                for key, slots in self._known(extremes):
-                    low, high = extremes[key]
-                    _put(out, slots.low, cache, low)
-                    _put(out, slots.high, cache, high)
+                for series in self._device_plan(cache, "low", extremes):
+                    out[series.family].append(series.at(extremes[series.key][0]))
+                for series in self._device_plan(cache, "high", extremes):
+                    out[series.family].append(series.at(extremes[series.key][1]))
             totals = snapshot.totals.get(uuid, {})
-            for key, slots in self._known(totals):
-                _put(out, slots.total, cache, totals[key].value, totals[key].start_wall_ns)
+            for series in self._device_plan(cache, "total", totals):
+                total = totals[series.key]
+                out[series.family].append(series.at(total.value, total.start_wall_ns))
             rest = snapshot.unattributed.get(uuid, {})
-            for key, slots in self._known(rest):
-                for slot in slots.split_total or slots.split_last:
-                    start_ns = rest[key].start_wall_ns if slots.split_total else None
-                    labels = cache.get(slot.unattributed_extra)
-                    out[slot.unattributed].append(
-                        Sample(family=slot.unattributed, labels=labels, value=rest[key].value, start_ns=start_ns)
-                    )
+            for series in self._device_plan(cache, "unattributed", rest):
+                total = rest[series.key]
+                start_ns = total.start_wall_ns if series.family.endswith("_total") else None
+                out[series.family].append(series.at(total.value, start_ns))
+
+    def _device_plan(self, cache: _LabelCache, part: str, readings: Mapping[str, object]) -> Plan:
+        """The device families, or those of the unattributed rest, that follow from a mapping of readings."""
+
+        def make(part: str, keys: Iterable[str]) -> Plan:
+            made: list[_Series] = []
+            for key, slots in self._known(keys):
+                if part == "unattributed":
+                    made += [
+                        _Series(key, slot.unattributed, cache.get(slot.unattributed_extra))
+                        for slot in slots.split_total or slots.split_last
+                    ]
+                else:
+                    made += [
+                        _Series(key, slot.device, cache.get(slot.device_extra))
+                        for slot in getattr(slots, part)
+                        if slot.device is not None and slot.text_label is None
+                    ]
+            return tuple(made)
+
+        return cache.plans.get(part, readings, make)
 
     def _collect_window(self, window: Window, cache: _LabelCache, out: dict[str, list[Sample]]) -> None:
-        for key, slots in self._known(window.last):
-            _put(out, slots.last, cache, window.last[key])
+        last = window.last
+        for series in self._device_plan(cache, "last", last):
+            out[series.family].append(series.at(last[series.key]))
         for key, slots in self._known(window.text):
             for slot in slots.last:
                 if slot.device is not None and slot.text_label is not None:
@@ -324,30 +390,36 @@ class Collector:
 
     def _collect_accounts(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
         caches: dict[Labels, _LabelCache] = {}
-
-        def cache_of(account: Account, slot: _Slot) -> _LabelCache:
-            observed = slot.split is Split.OBSERVED and account.basis == "share"
-            base = _account_labels(account, "process" if observed else account.basis)
-            cache = caches.get(base)
-            if cache is None:
-                cache = caches[base] = self._accounts.get(base) or _LabelCache(base)
-            return cache
-
+        plans: dict[tuple[Holder, str, str], _Plans] = {}
         for account in sorted(snapshot.accounts, key=_account_order):
-            claim = account.holder.source == "claim"
-            for key, slots in self._known(account.totals):
-                for slot in slots.split_total:
-                    name = slot.claim if claim else slot.pod
-                    labels = cache_of(account, slot).get(slot.account_extra)
-                    value, start = account.totals[key], account.start_wall_ns
-                    out[name].append(Sample(family=name, labels=labels, value=value, start_ns=start))
+
+            def make(part: str, keys: Iterable[str], account: Account = account) -> Plan:
+                return self._account_plan(account, part, keys)
+
+            # Accounts whose labels are the same share their label tuples, also where they are not the same account.
+            for attribution in ("process", account.basis):
+                base = _account_labels(account, attribution)
+                caches[base] = self._accounts.setdefault(base, _LabelCache(base))
+            identity_of = (account.holder, account.entity, account.basis)
+            known = plans[identity_of] = self._account_plans.get(identity_of) or _Plans()
+            start_ns = account.start_wall_ns
+            for series in known.get("total", account.totals, make):
+                out[series.family].append(series.at(account.totals[series.key], start_ns))
             if account.ended_wall_ns is None:
-                for key, slots in self._known(account.gauges):
-                    for slot in slots.split_last:
-                        name = slot.claim if claim else slot.pod
-                        labels = cache_of(account, slot).get(slot.account_extra)
-                        out[name].append(Sample(family=name, labels=labels, value=account.gauges[key]))
+                for series in known.get("last", account.gauges, make):
+                    out[series.family].append(series.at(account.gauges[series.key]))
         self._accounts = caches
+        self._account_plans = plans
+
+    def _account_plan(self, account: Account, part: str, keys: Iterable[str]) -> Plan:
+        claim = account.holder.source == "claim"
+        made: list[_Series] = []
+        for key, slots in self._known(keys):
+            for slot in slots.split_total if part == "total" else slots.split_last:
+                observed = slot.split is Split.OBSERVED and account.basis == "share"
+                cache = self._accounts[_account_labels(account, "process" if observed else account.basis)]
+                made.append(_Series(key, slot.claim if claim else slot.pod, cache.get(slot.account_extra)))
+        return tuple(made)
 
     def _collect_edges(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
         edges: dict[tuple[Hold, PodRef | None], Labels] = {}
@@ -393,6 +465,13 @@ def _account_order(account: Account) -> tuple[bool, str, str, str, str, str, str
         account.entity,
         account.basis,
     )
+
+
+def _attribution(account: Account, slot: _Slot) -> str:
+    """How the figure came to be: alone on the device, by equal share, by MIG slices of the GPU, or by process."""
+    if account.basis == "share":
+        return "process" if slot.split is Split.OBSERVED else "share"
+    return "slices" if slot.whole_gpu and account.entity.startswith("MIG-") else account.basis
 
 
 def _account_labels(account: Account, attribution: str) -> Labels:

@@ -84,6 +84,18 @@ def check_family(family: Family) -> None:
         raise ValueError(f"family {family.name}: histograms are not rendered")
 
 
+class _Line:
+    """One series: what stands in front of its value, and the value that it was last written with."""
+
+    __slots__ = ("labels", "prefix", "text", "value")
+
+    def __init__(self, labels: Labels, prefix: str) -> None:
+        self.labels = labels
+        self.prefix = prefix
+        self.value: float | None = None
+        self.text = ""
+
+
 class _FamilyCache:
     """Comment lines and label prefixes of one family, in two generations."""
 
@@ -94,8 +106,8 @@ class _FamilyCache:
         self.openmetrics = openmetrics_header(family)
         # By identity of the label tuple: hashing twelve pairs costs more than everything else about a line. The tuple
         # is kept beside its prefix, so that its identity cannot be given to another one.
-        self.prefixes: dict[int, tuple[Labels, str]] = {}
-        self.old: dict[int, tuple[Labels, str]] = {}
+        self.prefixes: dict[int, _Line] = {}
+        self.old: dict[int, _Line] = {}
 
 
 class Renderer:
@@ -159,20 +171,22 @@ class Renderer:
         prefixes, old = cache.prefixes, cache.old
         parts: list[str] = []
         for sample in members:
-            labels = sample.labels
-            # format_value, written out: the call would be a fifth of this loop.
-            value = repr(sample.value + 0.0)
-            tail = value[-2:]
-            if tail == ".0":
-                value = value[:-2]
-            elif tail in _NOT_FINITE:
-                continue
-            entry = prefixes.get(id(labels))
-            if entry is None:
-                entry = old.pop(id(labels), None) or (labels, sample_prefix(name, labels))
-                prefixes[id(labels)] = entry
-            parts.append(entry[1])
-            parts.append(value)
+            labels, value = sample.labels, sample.value
+            line = prefixes.get(id(labels))
+            if line is None:
+                line = old.pop(id(labels), None) or _Line(labels, sample_prefix(name, labels))
+                prefixes[id(labels)] = line
+            if value != line.value:
+                # format_value, written out: the call would be a fifth of this loop.
+                text = repr(value + 0.0)
+                tail = text[-2:]
+                if tail == ".0":
+                    text = text[:-2]
+                elif tail in _NOT_FINITE:
+                    continue
+                line.value, line.text = value, text
+            parts.append(line.prefix)
+            parts.append(line.text)
         return parts
 
     def _cache(self, name: str) -> _FamilyCache:

@@ -114,7 +114,9 @@ def locate(structure: CType, path: str | None) -> tuple[int, str]:
 class _Row:
     """One reading, resolved to columns."""
 
-    __slots__ = ("bit", "column", "extremes", "gauge", "integral", "key", "kind", "place", "scale", "source", "values")
+    __slots__ = (
+        "bit", "column", "extremes", "gauge", "integral", "key", "kind", "mask", "place", "scale", "source", "values",
+    )
 
     def __init__(self, reading: Reading, place: int) -> None:
         self.key = reading.key
@@ -122,6 +124,7 @@ class _Row:
         self.gauge = reading.kind is Kind.GAUGE
         self.scale = reading.scale
         self.bit = reading.bit
+        self.mask = reading.bit or 0
         self.values = reading.values
         self.source = reading.source
         self.place = place  # of the field, or of the call
@@ -206,6 +209,12 @@ class Group:
         self._calls = calls
         self._types = [_ULL] * fields
         self._rows: list[_Row] = []
+        self._counters: list[tuple[str, int, float]] = []
+        self._gauges: list[tuple[str, int, float]] = []
+        self._bits: list[tuple[str, int, int, float]] = []
+        self._masks: dict[int, list[_Row]] = {}  # bits with an integral, by column
+        self._heavy: list[_Row] = []
+        self._keys = frozenset(reading.key for reading in readings)
         self._expected: list[int] = []
         self._struct = struct.Struct("=")
         self._compile()
@@ -248,6 +257,20 @@ class Group:
         for row, spot in rows:
             row.column = columns[spot]
         self._rows = [row for row, _ in rows]
+        # Where every sample is good, most rows need their newest value and nothing else.
+        self._counters, self._gauges, self._bits, self._heavy = [], [], [], []
+        self._masks = {}
+        for row, (_, code) in rows:
+            if row.bit is not None and row.integral and not row.extremes:
+                self._masks.setdefault(row.column, []).append(row)
+            elif row.integral or row.extremes or row.kind is Kind.TEXT or code in "df":
+                self._heavy.append(row)
+            elif row.kind is Kind.COUNTER:
+                self._counters.append((row.key, row.column, row.scale))
+            elif row.bit is not None:
+                self._bits.append((row.key, row.column, row.bit, row.scale))
+            else:
+                self._gauges.append((row.key, row.column, row.scale))
         self._expected = list(self._types)
         self._status_columns = [
             columns[(place * FIELD_SIZE + _FIELD_STATUS, "Q")] for place in range(len(self._types))
@@ -325,7 +348,7 @@ class Group:
         for place, column in enumerate(self._status_columns):
             status = columns[column]
             expected = self._expected[place]
-            if min(status) != expected or max(status) != expected:
+            if status.count(expected) != count:
                 field_codes[place] = [
                     0 if s == expected else (s >> 32 or pynvml.NVML_ERROR_UNKNOWN) for s in status
                 ]
@@ -336,6 +359,10 @@ class Group:
             for place in range(len(self._types)):
                 codes = field_codes.setdefault(place, [0] * count)
                 field_codes[place] = [whole or own for whole, own in zip(call_codes[0], codes, strict=True)]
+        if not (field_codes or call_codes or self._refused_at_once):
+            self._fold_good(totals, columns, carried, weights)
+            self._open_next(count)
+            return refused, 0
         for row in self._rows:
             codes_of = field_codes if row.source.via is Via.FIELD else call_codes
             codes_here = codes_of.get(row.place)
@@ -359,11 +386,44 @@ class Group:
             self._fold_row(
                 row, totals, tuple(compress(column_values, good)), body, trapezoid_weights(times, max_gap_ns)
             )
-        # The last sample opens the next window.
+        self._open_next(count)
+        return refused, fatal
+
+    def _open_next(self, count: int) -> None:
+        """The last sample opens the next window."""
         self._errors = [(0, place, code) for sample, place, code in self._errors if sample == count - 1]
         del self.times[:-1], self._copies[:-1]
         self._carried = 1
-        return refused, fatal
+
+    def _fold_good(
+        self, totals: Totals, columns: Sequence[tuple[Any, ...]], carried: int, weights: Sequence[float]
+    ) -> None:
+        """The usual case: every sample of every source is good."""
+        newest = self._struct.unpack(self._copies[-1])
+        raw, last = totals.raw, totals.last
+        for key, column, scale in self._counters:
+            raw[key] = newest[column] * scale
+        for key, column, scale in self._gauges:
+            last[key] = newest[column] * scale
+        for key, column, mask, scale in self._bits:
+            last[key] = scale if newest[column] & mask else 0.0
+        integral, span = totals.integral, sum(weights)
+        for column, rows in self._masks.items():
+            values = columns[column]
+            reasons = values[0]
+            if values.count(reasons) != len(values):
+                for row in rows:
+                    self._fold_row(row, totals, values, values[carried:], weights)
+                continue
+            for row in rows:  # it stood still, as it mostly does
+                key, value = row.key, row.scale if reasons & row.mask else 0.0
+                last[key] = value
+                integral[key] = integral.get(key, 0.0) + value * span
+        for row in self._heavy:
+            values = columns[row.column]
+            self._fold_row(row, totals, values, values[carried:], weights)
+        for key in totals.missing.keys() & self._keys:
+            del totals.missing[key]
 
     @staticmethod
     def _fold_row(
@@ -510,6 +570,7 @@ class EntityReader:
         self.ticks = 0
         self.processes: tuple[ProcessUse, ...] | None = None
         self.costs: dict[str, tuple[int, int]] = {}
+        self.fold_at = 1 << 30  # samples after which they are folded without waiting for the window
         self.due_ns = 0  # the earliest of all slower tiers
         self.tick_groups: tuple[Group, ...] = ()
         self.fast_groups: tuple[Group, ...] = ()  # in a burst: read at every burst tick
@@ -530,6 +591,12 @@ class EntityReader:
         self._reprobe_ns = 0
         if "processes" in catalog.collectors and not has_mig:
             self._process_reader = ProcessReader(library, found.pointer, mig=self._mig is not None)
+
+    @property
+    def waiting(self) -> int:
+        """Samples of the fastest group that have not been folded."""
+        groups = self.fast_groups or self.tick_groups
+        return len(groups[0].times) if groups else 0
 
     # Building
 

@@ -64,6 +64,7 @@ MIG_CHECK_NS = 10_000_000_000
 MAX_RETRY_SECONDS = 10.0
 REOPEN_FIRST_NS, REOPEN_MAX_NS = 60_000_000_000, 1_800_000_000_000
 MAX_KEPT_EVENTS = 4096
+FOLD_AT = 20
 NO_INSTANCE = 0xFFFFFFFF
 
 # nvml.h, nvmlEventType*; performance state and clock changes are left out: they are sampled anyway, and frequent.
@@ -342,6 +343,8 @@ class Sampler:
             if full and not code:
                 for group in entity.tick_groups:
                     code = code or group.read(heartbeat, clock)
+            if not code and entity.waiting >= entity.fold_at:
+                code = entity.fold(self._period_ns)
             if not code and now >= entity.due_ns:
                 code = entity.read_slow(now, heartbeat, clock)
             if code:
@@ -399,6 +402,7 @@ class Sampler:
         self._error = None
         driver = library.version(pynvml.nvmlSystemGetDriverVersion)
         self._versions = (driver, library.version(pynvml.nvmlSystemGetNVMLVersion), library.cuda_version())
+        self._known.update({index: uuid for uuid, index in settings.quarantine.items()})
         walk = inventory.enumerate_gpus(self._mark, settings.quarantine, self._known, path)
         self._lost = dict(walk.lost)
         self._lost_with = {}
@@ -456,6 +460,7 @@ class Sampler:
                 loaded, one, catalog, has_mig=uuid in parents, epoch=self._epoch
             )
             self._devices[uuid] = device
+            entity.fold_at = FOLD_AT + 2 * (place % 8)  # at high rates, in turns
             self._entities.append(entity)
             # Entities take turns within the second, so that their slow readings do not fall on one tick.
             code = entity.probe(

@@ -9,6 +9,7 @@ to die: one in uninterruptible sleep does not die, and must not block the event 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import mmap
@@ -328,10 +329,10 @@ class Supervisor:
                 return "hang"
             self._reap(now)
             self._end_quarantines(now)
-            try:
-                await asyncio.wait_for(child.ended.wait(), POLL_SECONDS)
-            except TimeoutError:
-                continue
+            # Not wait_for: in Python 3.11 it can swallow a cancellation that comes with the result.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await child.ended.wait()
 
     async def _exit_code(self, child: _Child) -> int | None:
         """A process that closed its socket is about to be gone; the kernel needs a moment."""

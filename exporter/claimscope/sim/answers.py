@@ -33,6 +33,7 @@ from claimscope.sim.scenario import (
     RecoveryActionFault,
     ReturnCodeFault,
     SlowFault,
+    without_version,
 )
 from claimscope.sim.world import WHOLE, EntityState, World
 
@@ -566,13 +567,13 @@ def _interfere(made: Answers, faults: tuple[Fault, ...], t_seconds: float) -> No
             continue
         if isinstance(fault, ReturnCodeFault):
             if fault.function is not None:
-                made.overrides[fault.function] = (fault.code, 0, 0)
+                made.overrides[without_version(fault.function)] = (fault.code, 0, 0)
             else:
                 for key, arg in [slot for slot in made.slots if slot[0] == FIELD_SPACE | (fault.field or 0)]:
                     made.slots[key, arg] = (fault.code, 0, -1, 0.0, 0.0)
         elif isinstance(fault, HangFault) and fault.function is not None:
-            made.overrides[fault.function] = (0, layout.FLAG_HANG, 0)
+            made.overrides[without_version(fault.function)] = (0, layout.FLAG_HANG, 0)
         elif isinstance(fault, CrashFault):
-            made.overrides[fault.function] = (0, layout.FLAG_CRASH, 0)
+            made.overrides[without_version(fault.function)] = (0, layout.FLAG_CRASH, 0)
         elif isinstance(fault, SlowFault):
-            made.overrides[fault.function] = (0, 0, round(fault.milliseconds * 1e6))
+            made.overrides[without_version(fault.function)] = (0, 0, round(fault.milliseconds * 1e6))

@@ -33,7 +33,7 @@ class SimulatedAccess:
 
     base_url: str
 
-    async def access(self, *, renew: bool = False) -> Access:  # noqa: ARG002 - there is nothing to renew
+    async def access(self, *, renew: bool = False) -> Access:
         """Where it is."""
         return Access(base_url=self.base_url)
 
@@ -53,14 +53,17 @@ class SimulatedNode:
         profile: str, *, node_name: str, scenario: str | None, clock: Clock
     ) -> AsyncIterator[SimulatedNode]:
         """Runs a node until the context ends. Raises ValueError, ScenarioError, or what a missing compiler says."""
-        world = make_world(profile, None if scenario is None else load_scenario(Path(scenario)), node_name=node_name)
+        chosen = None if scenario is None else load_scenario(Path(scenario))
+        world = make_world(profile, chosen, node_name=node_name)
         began_ns = clock.monotonic_ns()
 
         def now_seconds() -> float:
             return (clock.monotonic_ns() - began_ns) / 1e9
 
-        with tempfile.TemporaryDirectory(prefix="claimscope-sim-") as name, SimulatedNvml(world, directory=Path(name)) as nvml:
-            kubelet = SimKubelet(Path(name) / "kubelet.sock", lambda: world.pods(now_seconds()))
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-sim-")))
+            nvml = stack.enter_context(SimulatedNvml(world, directory=directory))
+            kubelet = SimKubelet(directory / "kubelet.sock", lambda: world.pods(now_seconds()))
             server = SimApiServer()
             await server.start()
             await kubelet.start()

@@ -187,6 +187,9 @@ static ret_t whole(device_t device, u32 key, u32 arg, double *value) {
     return ret ? ret : answer(entity, key, arg, value, NULL);
 }
 
+/* Truncates, but takes what is a hair below a whole number, by rounding, as that number. */
+static u64 integer(double value) { return value > 0 ? (u64)(value + 1e-3) : 0; }
+
 static ret_t get_u32(device_t device, u32 key, u32 arg, u32 *out) {
     double value = 0;
     if (!out) return INVALID_ARGUMENT;
@@ -199,7 +202,7 @@ static ret_t get_u64(device_t device, u32 key, u32 arg, u64 *out) {
     double value = 0;
     if (!out) return INVALID_ARGUMENT;
     ret_t ret = whole(device, key, arg, &value);
-    if (!ret) *out = (u64)value;
+    if (!ret) *out = integer(value);
     return ret;
 }
 
@@ -730,7 +733,7 @@ API ret_t nvmlDeviceGetGpuFabricInfo(device_t device, struct fabric *out) {
     return SUCCESS;
 }
 API ret_t nvmlDeviceGetGpuFabricInfoV(device_t device, struct fabric_v3 *out) {
-    ENTER(nvmlDeviceGetGpuFabricInfo);
+    ENTER(nvmlDeviceGetGpuFabricInfoV);
     double v[5];
     if (!out) return INVALID_ARGUMENT;
     u32 version = out->version >> 24;
@@ -1085,7 +1088,7 @@ API ret_t nvmlDeviceGetFieldValues(device_t device, int count, struct field_valu
         case 4: field->value.ll = (long long)value; break;
         case 5: field->value.i = (int)value; break;
         case 6: field->value.us = (unsigned short)value; break;
-        default: field->value.ull = (u64)value;
+        default: field->value.ull = integer(value);
         }
     }
     return SUCCESS;

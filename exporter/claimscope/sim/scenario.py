@@ -6,6 +6,7 @@ default pods, `faults` adds faults.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ import msgspec
 
 from claimscope.sim.profiles import Profile
 from claimscope.sim.workloads import WORKLOADS
+
+_VERSION = re.compile(r"_v[0-9]+$")
+_OWN_VERSIONS = frozenset({"nvmlDeviceGetFanSpeed_v2", "nvmlDeviceGetAttributes_v2"})
 
 
 class ClaimPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -249,6 +253,11 @@ def parse_device(text: str) -> tuple[int, int | None, int | None]:
     return gpu, place, replica
 
 
+def without_version(function: str) -> str:
+    """All versions of a function answer and fail as one: nvmlDeviceGetMemoryInfo_v2 as nvmlDeviceGetMemoryInfo."""
+    return _VERSION.sub("", function) if function not in _OWN_VERSIONS else function
+
+
 def check_scenario(scenario: Scenario, profile: Profile, functions: tuple[str, ...]) -> None:
     """Raises ScenarioError where a plan names what the profile does not have."""
     for pod in scenario.pods or ():
@@ -271,7 +280,7 @@ def check_scenario(scenario: Scenario, profile: Profile, functions: tuple[str, .
         if link is not None and not 0 <= link < profile.nvlink_links:
             raise ScenarioError(f"{where}: no NVLink {link}; {profile.name} has {profile.nvlink_links} per GPU")
         function: Any = getattr(fault, "function", None)
-        if function is not None and function not in functions:
+        if function is not None and without_version(function) not in functions:
             raise ScenarioError(f"{where}: no simulated function {function!r}")
         if isinstance(fault, ReturnCodeFault) and (fault.function is None) == (fault.field is None):
             raise ScenarioError(f"{where}: give either function or field")

@@ -192,7 +192,7 @@ class _Stretch:
     start: int
     table: Table
     workloads: tuple[str, ...]
-    totals: tuple[float, ...]  # integrals from cell 0 to `start`
+    offset: tuple[float, ...]  # integrals from cell 0 to `start`, less those of the table
     warmth: float  # watts above idle, as the slow heat sink feels them, at `start`
 
 
@@ -211,6 +211,7 @@ class _Leaf:
         self.stretches: list[_Stretch] = []
         self.starts: list[int] = []
         self.laid_out_to = 0
+        self.newest: tuple[float, list[float]] | None = None  # totals of the moment that was asked last
 
     def stretch(self, cell: float) -> _Stretch:
         """The stretch that `cell` lies in."""
@@ -225,23 +226,22 @@ class _Leaf:
         rows = self.world._table(workloads, self.share, bend, (self.gpu * 3 + max(self.place, 0) * 5) % 12)
         if self.stretches:
             before = self.stretches[-1]
-            totals = tuple(self.totals_at(before, start))
+            totals = self.totals_at(before, start)
             warmth = self.warmth_at(before, start)
         else:
-            totals, warmth = tuple(0.0 for _ in RATES), 0.0
+            totals, warmth = [0.0] * len(RATES), 0.0
         if self.stretches and self.stretches[-1].table is rows and self.stretches[-1].workloads == workloads:
             self.laid_out_to = end
             return
-        self.stretches.append(_Stretch(start, rows, workloads, totals, warmth))
+        offset = tuple(a - b for a, b in zip(totals, rows.integral(start), strict=True))
+        self.stretches.append(_Stretch(start, rows, workloads, offset, warmth))
         self.starts.append(start)
         self.laid_out_to = end
 
     @staticmethod
     def totals_at(stretch: _Stretch, cell: float) -> list[float]:
         """Integrals from cell 0 to `cell`."""
-        here = stretch.table.integral(cell)
-        there = stretch.table.integral(stretch.start)
-        return [total + b - a for total, a, b in zip(stretch.totals, there, here, strict=True)]
+        return [a + b for a, b in zip(stretch.offset, stretch.table.integral(cell), strict=True)]
 
     @staticmethod
     def warmth_at(stretch: _Stretch, cell: float) -> float:
@@ -662,6 +662,8 @@ class World:
 
     def _leaf_totals(self, leaf: _Leaf, t_seconds: float) -> list[float]:
         """Integrals over the leaf's life up to `t_seconds`."""
+        if leaf.newest is not None and leaf.newest[0] == t_seconds:
+            return leaf.newest[1]
         steps = self._layouts[leaf.gpu]
         born = steps[leaf.layout_number][0]
         dies = steps[leaf.layout_number + 1][0] if leaf.layout_number + 1 < len(steps) else math.inf
@@ -670,6 +672,7 @@ class World:
         if since > 0:
             start = leaf.totals_at(leaf.stretch(since), since)
             totals = [b - a for a, b in zip(start, totals, strict=True)]
+        leaf.newest = (t_seconds, totals)
         return totals
 
     def _gpu_totals(self, gpu: int, t_seconds: float) -> list[float]:

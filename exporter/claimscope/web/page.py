@@ -150,8 +150,9 @@ def _bar(ratio: float | None) -> str:
         return '<span class="soft">–</span>'
     percent = min(100.0, max(0.0, ratio * 100))
     return (
-        '<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="track" width="100" '
-        f'height="10" rx="3"/><rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %</span>'
+        '<span class="bar"><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="track" width="100" height="10" rx="3"/>'
+        f'<rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %</span>'
     )
 
 
@@ -288,7 +289,7 @@ def _holding_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -
             + _cell(title)
             + _cell(kind)
             + _cell("<br>".join(escape(pod) for pod in row.pods) or '<span class="soft">–</span>')
-            + _cell("<br>".join(escape(names.get(uuid, uuid)) for uuid in row.uuids))
+            + _cell("<br>".join(escape(name) for name in sorted(names.get(uuid, uuid) for uuid in row.uuids)))
             + _cell(escape(", ".join(row.attributions)) or '<span class="soft">–</span>')
             + _cell(duration_text(row.allocated_seconds), numeric=True)
             + _cell(_bar(ratio))
