@@ -1,11 +1,12 @@
 """`python -m benchmarks [NAME...]`: runs the benchmarks, each in a process of its own, and writes docs/performance.md.
 
 Each prints lines of `name value unit [bound]`, where a bound is `<=X` or `>=X`. The exit status is 1 if a bound was not
-held or a benchmark failed. With names given, only those run and the page is left alone.
+held, a benchmark failed, or the code changed meanwhile. With names given, only those run and the page is left alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -63,6 +64,16 @@ def machine() -> str:
     )
 
 
+def sources() -> str:
+    """A digest of all code that is measured or measures."""
+    digest = hashlib.sha256()
+    for folder in ("exporter", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".c"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _questions() -> dict[str, str]:
     """The first line of each benchmark's module: the question it answers."""
     return {
@@ -100,6 +111,7 @@ def main(arguments: list[str]) -> int:
         return 2
     found: list[Figure] = []
     failed: list[str] = []
+    before = sources()
     for name in arguments or NAMES:
         done = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
@@ -110,8 +122,11 @@ def main(arguments: list[str]) -> int:
             failed.append(f"{name} ended with status {done.returncode}")
         found += figures(name, done.stdout)
     failed += [f"{figure.name} is {figure.value}, bound {figure.bound}" for figure in found if not figure.held]
-    if not arguments:
-        (ROOT / "docs/performance.md").write_text(page(found, _questions(), machine()), encoding="utf-8")
+    if sources() != before:
+        # Figures of two versions side by side would say nothing about either.
+        failed.append("the code changed while it was measured: docs/performance.md is left as it was, run again")
+    elif not arguments:
+        (ROOT / "docs/performance.md").write_text(page(found, _questions(), f"{machine()}; code {before}"), encoding="utf-8")
     for line in failed:
         sys.stderr.write(f"benchmarks: {line}\n")
     return 1 if failed else 0
