@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from agent_process import Agent, Scrape, claimscope, until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from agent_process import Agent, Scrape, claimscope, until
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 GPUS = {"h100x8": 8, "a100x8-mig": 8, "b200x8": 8, "l40sx4": 4}
@@ -62,7 +63,7 @@ def test_both_formats_say_the_same_and_nothing_twice(agents: dict[str, Agent], p
     assert openmetrics.headers["content-type"] == OPENMETRICS
     assert openmetrics.text.endswith("\n# EOF\n")
     shown = []
-    for families in (list(parse_text(plain.text)), list(parse_openmetrics(openmetrics.text))):
+    for families in (list(parse_text(plain.text)), list(parse_openmetrics(openmetrics.text))):  # type: ignore[no-untyped-call]
         names = [family.name for family in families]
         assert len(names) == len(set(names))
         series = [
@@ -101,7 +102,7 @@ def test_what_the_mig_accounts_cannot_measure_is_said(agents: dict[str, Agent]) 
     assert mig & set(scrape.by("uuid", "dra_claim_gpu_energy_joules_total"))
 
 
-CONSERVED = (
+CONSERVED: tuple[tuple[str, dict[str, str]], ...] = (
     ("energy_joules_total", {}),
     ("busy_seconds_total", {"engine": "gpu"}),
     ("busy_seconds_total", {"engine": "memory"}),

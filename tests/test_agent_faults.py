@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from agent_process import Agent, Recorder, Scrape
 
 LATE_POD, XID, LOST, LOST_SECONDS, HANG = 5.0, 5.5, 4.0, 5.0, 4.0  # seconds of the simulation
@@ -30,6 +31,12 @@ faults:
   - {{kind: hang, at: {HANG}, gpu: 2}}
 """
 
+RELOAD = 5.0
+RELOADS = f"""
+faults:
+  - {{kind: driver_reload, at: {RELOAD}, duration: 3.0}}
+"""
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory, cc: str) -> Iterator[dict[str, Recorder]]:
@@ -37,6 +44,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, cc: str) -> Iterator[dict[st
     directory = tmp_path_factory.mktemp("nodes")
     (directory / "faults.yaml").write_text(FAULTS)
     (directory / "hangs.yaml").write_text(HANGS)
+    (directory / "reloads.yaml").write_text(RELOADS)
     (directory / "faults").mkdir()
     (directory / "faults" / "agent.json").write_text("{ half a jour")
     (directory / "file").write_text("")
@@ -51,7 +59,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, cc: str) -> Iterator[dict[st
                 "--hang-seconds", "1", "--api-server", "off", "--observer-namespaces", "monitoring",
                 state_file=directory / "file" / "agent.json",
             ),
-            "no kubelet": Agent(directory / "k", "--simulate", "l40sx4", "--pod-resources-socket", nowhere),
+            "no kubelet": Agent(
+                directory / "k", "--simulate", "l40sx4", "--scenario", str(directory / "reloads.yaml"),
+                "--pod-resources-socket", nowhere,
+            ),
             "no nvml": Agent(
                 directory / "n", "--nvml-library", "/nonexistent.so", "--pod-resources-socket", nowhere,
                 "--api-server", "off",
@@ -155,6 +166,21 @@ def test_without_a_kubelet_devices_are_served(nodes: dict[str, Recorder]) -> Non
     assert "[+] pod-resources: degraded: " in ready
     assert "nowhere.sock" in ready
     assert node.agent.scrape().find("gpu_allocation_info") == []
+
+
+def test_a_driver_reload_is_down_and_not_gone(nodes: dict[str, Recorder]) -> None:
+    node = nodes["no kubelet"]
+    down = node.first(
+        lambda scrape: scrape.value("claimscope_agent_nvml_up") == 0
+        and _up(scrape) == {"0": 0.0, "1": 0.0, "2": 0.0, "3": 0.0}
+        and not scrape.find("gpu_power_watts")
+    )
+    assert down >= node.agent.spawned + RELOAD
+    node.first(
+        lambda scrape: scrape.value("claimscope_agent_nvml_up") == 1
+        and _up(scrape) == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0},
+        after=down,
+    )
 
 
 def test_without_nvml_it_lives_and_says_what_to_do(nodes: dict[str, Recorder]) -> None:

@@ -84,7 +84,8 @@ def test_nothing_renders_as_nothing() -> None:
     ],
 )
 def test_values(value: float, text: str | None) -> None:
-    rendered = Renderer(FAMILIES).render([Sample(family="gpu_n_bytes_total", labels=(), value=value)], openmetrics=False)
+    sample = Sample(family="gpu_n_bytes_total", labels=(), value=value)
+    rendered = Renderer(FAMILIES).render([sample], openmetrics=False)
 
     assert format_value(value) == text
     assert rendered.decode().splitlines()[2:] == ([] if text is None else [f"gpu_n_bytes_total {text}"])

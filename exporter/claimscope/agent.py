@@ -228,6 +228,7 @@ async def _attribute(node: Node, source: AccessSource | None) -> None:
 async def _attribute_with_claims(node: Node, api: ApiClient) -> None:
     lookup: ClaimLookup | None = None
     while True:
+        await node.news()  # before the look for an API: the first listing is joined with what claims say, too
         if lookup is None and node.wants_api:
             with contextlib.suppress(ApiError, TimeoutError):  # the slices' watch asks the same and reports it
                 async with asyncio.timeout(LOOKUP_SECONDS):

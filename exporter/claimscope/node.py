@@ -7,6 +7,7 @@ runs on the agent's event loop.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -109,6 +110,9 @@ class Node:
 
     def _on_inventory(self, inventory: Inventory) -> None:
         before = self._inventory
+        if before is not None and not inventory.devices and (inventory.error is not None or inventory.released):
+            # Nobody can look now: the devices of before are not gone, they are down.
+            inventory = dataclasses.replace(inventory, devices=before.devices, lost=before.lost)
         if inventory.error is not None and (before is None or before.error != inventory.error):
             logger.error("NVML is not usable: %s", inventory.error)
         if inventory.error is None and (before is None or before.error is not None):
@@ -152,6 +156,10 @@ class Node:
     def wants_api(self) -> bool:
         """True when a claim is held, of which the API server could tell more."""
         return self._listing is not None and bool(held_claims(self._listing[0]))
+
+    async def news(self) -> None:
+        """Waits for something that `attribute` has not joined yet."""
+        await self._new_listing.wait()
 
     async def attribute(self, lookup: ClaimLookup | None) -> None:
         """Waits for something new and joins it."""

@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import os
-import platform
 import socket
 import time
 from collections import Counter
@@ -403,8 +402,3 @@ def _listen_message(listen_address: str, error: OSError | UnicodeError) -> str:
     else:
         found, cure = os.strerror(number), _CURES.get(number, "choose another address")
     return f"cannot listen on {listen_address}: {found}; {cure} (--web-listen-address)"
-
-
-def python_version() -> str:
-    """The interpreter's version, for claimscope_agent_build_info."""
-    return platform.python_version()
