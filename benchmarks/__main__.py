@@ -126,7 +126,8 @@ def main(arguments: list[str]) -> int:
         # Figures of two versions side by side would say nothing about either.
         failed.append("the code changed while it was measured: docs/performance.md is left as it was, run again")
     elif not arguments:
-        (ROOT / "docs/performance.md").write_text(page(found, _questions(), f"{machine()}; code {before}"), encoding="utf-8")
+        text = page(found, _questions(), f"{machine()}; code {before}")
+        (ROOT / "docs/performance.md").write_text(text, encoding="utf-8")
     for line in failed:
         sys.stderr.write(f"benchmarks: {line}\n")
     return 1 if failed else 0

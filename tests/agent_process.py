@@ -195,9 +195,14 @@ class Agent:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def sampler_pid(self) -> int:
-        """Which process samples now."""
-        return int(json.loads(self.nvml("status"))["pid"])
+    def sampler_pid(self, other_than: int = 0) -> int:
+        """Which process samples now; waits while there is none, or still that one."""
+
+        def find() -> int | None:
+            pid: int | None = json.loads(self.nvml("status"))["pid"]
+            return None if pid == other_than else pid
+
+        return until(find, 10.0, lambda: self.log[-3000:])
 
 
 def until(ask: Callable[[], T | None], seconds: float, about: Callable[[], str]) -> T:

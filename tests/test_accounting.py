@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
+
 from accounting_data import (
     GPU,
     INVENTORY,
@@ -21,15 +25,24 @@ from accounting_data import (
     used,
     window,
 )
-from claimscope.accounting import Ledger, increase, own_weights, whole_weights
+from claimscope.accounting import MAX_PENDING_XIDS, Ledger, increase, own_weights, whole_weights
 from claimscope.model import Entity, Event, Hold, Inventory, ProcessUse
+from claimscope.state import CounterState
 
 A, B = claim("a"), claim("b")
 
 
 def test_a_counter_that_restarts_counts_from_zero() -> None:
-    assert increase(100.0, 130.0) == 30.0
-    assert increase(100.0, 7.0) == 7.0
+    assert increase(100.0, 130.0) == (30.0, 130.0)
+    assert increase(100.0, 7.0) == (7.0, 7.0)
+    assert increase(100.0, 0.0) == (0.0, 0.0)
+
+
+def test_a_counter_that_steps_back_a_little_did_not_restart() -> None:
+    assert increase(100.0, 99.0) == (0.0, 100.0)
+    assert increase(100.0, 50.0) == (50.0, 50.0)
+    assert increase(100.0, 99.0, renewed=True) == (99.0, 99.0)
+    assert increase(100.0, 101.0, renewed=True) == (1.0, 101.0)
 
 
 def test_shares_above_one_are_scaled_down() -> None:
@@ -213,7 +226,8 @@ def test_an_xid_goes_to_the_sole_exclusive_holder_else_to_nobody() -> None:
 
     assert used(driver.ledger, A)["xid_errors/79"] == 1.0
     assert rest(driver.ledger, GPU)["xid_errors/79"] == 1.0
-    assert [(x.xid, x.count, x.last_wall_ns) for x in driver.ledger.xids()] == [(79, 2, WALL + 7)]
+    seen = [(x.entity, x.xid, x.count, x.last_wall_ns) for x in driver.ledger.xids() if x.count]
+    assert seen == [(GPU, 79, 2, WALL + 7)]
 
 
 def test_an_xid_of_a_mig_gpu_needs_one_holder_on_all_of_it() -> None:
@@ -425,3 +439,92 @@ def test_what_comes_late_for_an_account_that_a_namesake_replaced_is_nobodys() ->
 
     assert used(driver.ledger, pod("worker")) == {"allocated_seconds": 1.0, "energy": 100.0}
     assert rest(driver.ledger, GPU)["energy"] == 300.0
+
+
+def test_a_driver_counter_that_steps_back_a_little_is_not_given_twice() -> None:
+    driver = Driver()
+    driver.hold(0, exclusive(A, GPU))
+    for second, joules in enumerate((500_000_000.0, 499_999_999.999, 500_000_000.0, 500_000_300.0)):
+        driver.observe(window(GPU, second, second + 1, energy=joules))
+    driver.hold(4, exclusive(A, GPU))
+
+    assert used(driver.ledger, A)["energy"] == 300.0
+    assert driver.total(GPU, "energy") == 500_000_300.0
+
+
+def test_a_driver_counter_that_steps_back_over_a_restart_of_the_agent_is_not_given_twice() -> None:
+    driver = Driver()
+    driver.hold(0, exclusive(A, GPU))
+    driver.observe(window(GPU, 0, 1, energy=500.0))
+    driver.hold(1, exclusive(A, GPU))
+    driver.restart(saved=1, now=5)
+    driver.observe(window(GPU, 5, 6, session=5, energy=499.0))
+    driver.observe(window(GPU, 6, 7, session=5, energy=520.0))
+    driver.hold(7, exclusive(A, GPU))
+
+    assert used(driver.ledger, A)["energy"] == 20.0
+
+
+def test_a_reset_in_a_running_sampler_restarts_a_counter_however_far_it_has_come() -> None:
+    driver = Driver()
+    driver.hold(0, exclusive(A, GPU))
+    driver.observe(window(GPU, 0, 1, session=1, energy=500.0))
+    driver.observe(window(GPU, 1, 2, session=1, epoch=1, energy=400.0))
+    driver.hold(2, exclusive(A, GPU))
+
+    assert used(driver.ledger, A)["energy"] == 400.0
+
+
+def test_a_journal_that_does_not_know_the_run_of_a_counter_is_gone_on_with() -> None:
+    old = msgspec.json.decode(b'{"value":5.0,"at_ns":7}', type=CounterState)
+
+    assert old == CounterState(value=5.0, at_ns=7, session=0, epoch=0)
+
+
+def test_devices_that_come_and_go_while_the_kubelet_is_silent_are_forgotten() -> None:
+    driver = Driver(MIG_INVENTORY)
+    for generation in range(50):
+        now = 400 * generation
+        leaf = f"MIG-{generation}"
+        driver.ledger.inventory(
+            Inventory(
+                session=0, epoch=generation, driver_version=None, nvml_version=None, cuda_version=None,
+                devices=(
+                    *MIG_INVENTORY.devices[:1],
+                    dataclasses.replace(MIG_INVENTORY.devices[1], entity=Entity(uuid=leaf, parent=MIG_GPU, gpu=1)),
+                ),
+            )
+        )
+        driver.observe(window(leaf, now, now + 1, busy=0.5))
+        driver.ledger.event(Event(entity=leaf, kind="xid", code=13, wall_ns=WALL))
+        for second in (1, 399):
+            driver.ledger.accounts((now + second) * S)
+
+    assert set(driver.ledger.totals()) == {"MIG-49"}
+    state = driver.ledger.to_state("boot", 20_000 * S, WALL)
+    assert set(state.devices) == {"MIG-49"}
+    assert {xid.entity for xid in state.xids} == {"MIG-49"}
+
+
+def test_xids_that_wait_for_a_poll_are_bounded_and_the_oldest_are_nobodys() -> None:
+    driver = Driver()
+    driver.hold(0, exclusive(A, GPU))
+    for code in range(MAX_PENDING_XIDS + 2):
+        driver.ledger.event(Event(entity=GPU, kind="xid", code=code, wall_ns=WALL))
+    left = rest(driver.ledger, GPU)
+    driver.hold(1, exclusive(A, GPU))
+
+    assert left == {"xid_errors/0": 1.0, "xid_errors/1": 1.0}
+    assert used(driver.ledger, A)["xid_errors/2"] == 1.0
+    assert len(used(driver.ledger, A)) == MAX_PENDING_XIDS + 1  # and the time
+
+
+def test_common_xids_stand_at_zero_for_each_whole_gpu_and_never_in_the_journal() -> None:
+    driver = Driver(MIG_INVENTORY)
+    driver.ledger.event(Event(entity=MIG_GPU, kind="xid", code=79, wall_ns=WALL))
+
+    assert [(x.entity, x.xid, x.count, x.last_wall_ns) for x in driver.ledger.xids()] == [
+        (MIG_GPU, 79, 1, WALL),
+        *((MIG_GPU, xid, 0, 0) for xid in (13, 31, 43, 45, 48, 63, 64, 74, 92, 94, 95, 119, 120)),
+    ]
+    assert [xid.xid for xid in driver.ledger.to_state("boot", 0, WALL).xids] == [79]

@@ -50,6 +50,7 @@ class Machine:
     counters: dict[tuple[str, str], float] = field(default_factory=dict)
     start_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KEYS, 0))
     growth: dict[tuple[str, str], float] = field(default_factory=dict)
+    worked: dict[tuple[str, str], float] = field(default_factory=dict)  # what the devices truly counted
     polled_ns: int | None = None
     timed_ns: int = 0
     xids: int = 0
@@ -68,6 +69,7 @@ class Machine:
         keys = KEYS[entity]
         for key, amount in zip(keys, amounts, strict=False):
             self.counters[entity, key] = self.counters.get((entity, key), 0.0) + amount
+            self.worked[entity, key] = self.worked.get((entity, key), 0.0) + amount
         window = Window(
             entity=entity,
             session=self.session,
@@ -99,6 +101,11 @@ class Machine:
         self.epochs[entity] += 1
         for key in KEYS[entity]:
             self.counters[entity, key] = 0.0
+
+    def step_back(self, entity: str) -> None:
+        for key in KEYS[entity]:
+            if key != "busy":
+                self.counters[entity, key] = self.counters.get((entity, key), 0.0) * 0.999
 
     def restart_sampler(self) -> None:
         self.session = self.now_ns
@@ -159,6 +166,7 @@ class Machine:
         for (entity, key), growth in self.growth.items():
             accounted = given.get((entity, key), 0.0) + self.rests.get((entity, key), 0.0)
             assert math.isclose(accounted, growth, rel_tol=1e-9, abs_tol=1e-9), (entity, key)
+            assert growth <= self.worked[entity, key] * (1.0 + 1e-9) + 1e-6, (entity, key)
         for entity in LEAVES:
             seconds = given.get((entity, ALLOCATED_SECONDS), 0.0) + self.rests.get((entity, ALLOCATED_SECONDS), 0.0)
             assert math.isclose(seconds, self.timed_ns / 1e9, rel_tol=1e-9, abs_tol=1e-9), entity
@@ -201,6 +209,7 @@ troubles = st.one_of(
     st.just(("none",)),
     st.tuples(st.just("event"), st.sampled_from(tuple(KEYS))),
     st.tuples(st.just("reset"), st.sampled_from(tuple(KEYS))),
+    st.tuples(st.just("step back"), st.sampled_from(tuple(KEYS))),
     st.just(("sampler",)),
     st.just(("agent",)),
     st.just(("reboot",)),
@@ -234,6 +243,8 @@ def test_holders_and_the_rest_equal_the_device(holds: list[Hold], life: list[Rou
                 machine.event(entity)
             case ("reset", entity):
                 machine.reset(entity)
+            case ("step back", entity):
+                machine.step_back(entity)
             case ("sampler",):
                 machine.restart_sampler()
             case ("agent",):

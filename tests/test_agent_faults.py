@@ -210,10 +210,12 @@ def test_a_sampler_that_goes_is_replaced(agent: Agent, number: signal.Signals, r
     before = agent.sampler_pid()
     os.kill(before, number)
     agent.until(lambda scrape: scrape.value("claimscope_agent_sampler_restarts_total", reason=reason) == 1)
-    after = agent.sampler_pid()
-    assert after != before
+    assert agent.sampler_pid(other_than=before) != before
+    last = agent.scrape().value("claimscope_agent_sampler_last_window_timestamp_seconds")
+    assert last is not None
     agent.until(
-        lambda scrape: scrape.value("claimscope_agent_sampler_up") == 1
+        lambda scrape: (scrape.value("claimscope_agent_sampler_last_window_timestamp_seconds") or 0) > last
+        and scrape.value("claimscope_agent_sampler_up") == 1
         and _up(scrape) == {"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}
     )
     agent.until_ready()

@@ -6,7 +6,7 @@ from claimscope.export.collect import Collector
 from claimscope.metrics.spec import Kind, families
 from claimscope.metrics.tables import QUANTITIES as TABLES
 from claimscope.model import Account, Hold, Inventory, PodRef, ProcessUse, Sample, Snapshot
-from exposition import GPU_0, GPU_1, GPU_2, INVENTORY, MIG, QUANTITIES, SNAPSHOT, TRAIN, WALL, series_of, total, window
+from exposition import GPU_0, GPU_1, GPU_2, MIG, QUANTITIES, SNAPSHOT, TRAIN, WALL, series_of, total, window
 
 SETTLED = replace(SNAPSHOT, own=())
 
@@ -57,17 +57,6 @@ def test_up_covers_every_device_and_the_lost() -> None:
         ({"uuid": MIG, "gpu": "1"}, 1.0),
         ({"uuid": GPU_2, "gpu": "2"}, 0.0),
     ]
-
-
-def test_lost_gpu_that_left_the_inventory_is_remembered_while_it_is_lost() -> None:
-    collector = Collector(QUANTITIES)
-    collector.collect(SETTLED)
-    left = replace(INVENTORY, devices=INVENTORY.devices[:3])
-
-    samples = collector.collect(replace(SETTLED, inventory=left))
-
-    assert [dict(s.labels)["gpu"] for s in samples if s.family == "gpu_up" and ("uuid", GPU_2) in s.labels] == ["2"]
-    assert [s.value for s in samples if s.family == "gpu_info" and ("uuid", GPU_2) in s.labels] == [1.0]
 
 
 def test_lost_gpu_never_seen_has_an_empty_index() -> None:

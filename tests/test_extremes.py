@@ -66,3 +66,15 @@ def test_memory_is_bounded_when_the_clock_jumps() -> None:
 
     assert extremes.view(START + 5 * MINUTE + 62 * S)["GPU-1"] == {"power": (5, 5)}
     assert [extremes.view(START + minute * MINUTE + 62 * S) for minute in (9, 10)] == [{}, {}]
+
+
+def test_a_clock_that_was_set_back_costs_the_running_minute_and_no_more() -> None:
+    extremes = Extremes(QUANTITIES)
+    for end in range(1, 1200):
+        extremes.observe(window(end, 50, 100))
+    for end in range(300, 430):  # from minute 19 to minute 4
+        extremes.observe(window(end, 60, 90))
+
+    assert extremes.view(START + 302 * S) == {}
+    assert extremes.view(START + 362 * S) == {"GPU-1": {"power": (60, 90)}}
+    assert extremes.view(START + 422 * S) == {"GPU-1": {"power": (60, 90)}}

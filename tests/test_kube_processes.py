@@ -7,7 +7,8 @@ from claimscope.kube.processes import ProcessPods, pod_names
 from claimscope.model import Hold, Holder, PodRef
 
 UID = "0f0b9a6e-7c39-4d3e-9a8b-1f2e3d4c5b6a"
-CGROUP = f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UID.replace('-', '_')}.slice/cri-containerd-{'a' * 64}.scope\n"
+SLICE = f"kubepods-burstable-pod{UID.replace('-', '_')}.slice"
+CGROUP = f"0::/kubepods.slice/kubepods-burstable.slice/{SLICE}/cri-containerd-{'a' * 64}.scope\n"
 
 
 def test_pod_names_are_read_from_the_kubelets_log_directory() -> None:

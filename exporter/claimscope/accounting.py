@@ -36,14 +36,28 @@ GAUGE_MAX_AGE_NS = 10_000_000_000  # a gauge older than this is not the present 
 MAX_PENDING = 16  # windows per device that may wait for a poll before the oldest are merged
 MAX_INTERVALS = 512  # changes of holders per device that are kept for counters that are read late
 PROCESS_MEMORY_STEM = "memory_used"  # the only gauge that is known per process
+MAX_PENDING_XIDS = 1024  # pairs of device and XID that may wait for a poll before the oldest are nobody's
+# XIDs that each GPU shows at 0 before they happen, since a counter born at 1 hides its first rise from increase().
+# Meanings: https://docs.nvidia.com/deploy/xid-errors/ (application faults, ECC and row remapping, NVLink, GSP, bus).
+COMMON_XIDS = (13, 31, 43, 45, 48, 63, 64, 74, 79, 92, 94, 95, 119, 120)
 _ROUNDING = 1e-12
+_JITTER = 0.5  # a counter that falls, but not below this part of itself, did not begin anew
 
 AccountKey = tuple[Holder, str, str]  # holder, entity, basis
 
 
-def increase(before: float, now: float) -> float:
-    """How much a driver counter rose; after a restart from 0 or a wrap, what it shows now (a lower bound)."""
-    return now - before if now >= before else now
+def increase(before: float, now: float, *, renewed: bool = False) -> tuple[float, float]:
+    """How much a driver counter rose, and the value from which its next rise counts.
+
+    A small step back is jitter, or another source of the same number: no rise, and none until the former value is
+    passed. After a restart from 0 or a wrap it rose by what it shows now (a lower bound). `renewed`: the device's
+    handles were taken anew in between, so that any step back is a restart.
+    """
+    if now >= before:
+        return now - before, now
+    if not renewed and now > _JITTER * before:
+        return 0.0, before
+    return now, now
 
 
 def own_weights(holds: Iterable[Hold]) -> dict[AccountKey, float]:
@@ -145,7 +159,7 @@ class _Device:
 
     session: int = 0
     end_ns: int = 0
-    counters: dict[str, tuple[float, int]] = field(default_factory=dict)  # value, time
+    counters: dict[str, tuple[float, int, int, int]] = field(default_factory=dict)  # value, time, session, epoch
     integrals: dict[str, tuple[float, int, int, int]] = field(default_factory=dict)  # value, time, session, epoch
     totals: dict[str, _Sum] = field(default_factory=dict)
     unattributed: dict[str, _Sum] = field(default_factory=dict)
@@ -314,6 +328,13 @@ class Ledger:
         if event.kind != "xid":
             return
         key = (event.entity, event.code)
+        if event.entity not in self._devices:  # so that its XIDs are forgotten with it
+            self._devices[event.entity] = _Device()
+            self._holds = None
+        if key not in self._pending_xids and len(self._pending_xids) >= MAX_PENDING_XIDS:
+            entity, xid = oldest = next(iter(self._pending_xids))
+            waiting = self._pending_xids.pop(oldest)
+            _leave(self._devices[entity], f"{XID_ERRORS}/{xid}", float(waiting), event.wall_ns)
         count, last_wall_ns = self._xids.get(key, (0, event.wall_ns))
         self._xids[key] = (count + 1, max(last_wall_ns, event.wall_ns))
         self._pending_xids[key] = self._pending_xids.get(key, 0) + 1
@@ -358,7 +379,8 @@ class Ledger:
         }
 
     def accounts(self, now_ns: int) -> tuple[Account, ...]:
-        """All accounts, those that ended less than five minutes ago included."""
+        """All accounts, those that ended less than five minutes ago included; forgets what is gone for longer."""
+        self._forget(now_ns)  # here too: devices come and go while the kubelet does not answer
         return tuple(
             Account(
                 holder=book.holder,
@@ -374,11 +396,19 @@ class Ledger:
         )
 
     def xids(self) -> tuple[XidCount, ...]:
-        """Every XID that was seen."""
-        return tuple(
+        """Every XID that was seen, and at 0 the common ones that a whole GPU was spared."""
+        seen = [
             XidCount(entity=entity, xid=xid, count=count, last_wall_ns=last_wall_ns)
             for (entity, xid), (count, last_wall_ns) in self._xids.items()
-        )
+        ]
+        spared = [
+            XidCount(entity=uuid, xid=xid, count=0, last_wall_ns=0)
+            for uuid, entity in self._entities.items()
+            if entity.parent is None
+            for xid in COMMON_XIDS
+            if (uuid, xid) not in self._xids
+        ]
+        return (*seen, *spared)
 
     @property
     def unobserved_seconds(self) -> float:
@@ -395,19 +425,23 @@ class Ledger:
             return plan
 
     def _follow_counters(self, device: _Device, window: Window, deltas: dict[int, dict[str, float]]) -> None:
-        end_ns = window.end_ns
+        session, epoch, end_ns = window.session, window.epoch, window.end_ns
         for key, value in window.raw.items():
             plan = self._plan_of(key)
             if plan is None or not plan.counter or not 0.0 <= value < math.inf:
                 continue
             known = device.counters.get(key)
-            device.counters[key] = (value, end_ns)
+            standing = value
             if known is None:  # what was before belongs to the device, and to nobody's account
                 device.totals[key] = _Sum(value, window.end_wall_ns)
                 start_ns, delta = window.start_ns, 0.0
             else:
-                start_ns, delta = known[1], increase(known[0], value)
+                start_ns = known[1]
+                # A new sampler begins its epochs anew and leaves the driver's counters as they are.
+                renewed = session == known[2] and epoch != known[3]
+                delta, standing = increase(known[0], value, renewed=renewed)
                 device.totals[key].value += delta
+            device.counters[key] = (standing, end_ns, session, epoch)
             if plan.split is not Split.NO:
                 deltas.setdefault(start_ns, {})[key] = delta
 
@@ -636,6 +670,7 @@ class Ledger:
                 self._pending_xids.pop(xid, None)
         if gone:
             self._holds = None
+            self._present = {uuid: who for uuid, who in self._present.items() if uuid not in gone}
 
     # ---- the journal
 
@@ -656,7 +691,10 @@ class Ledger:
                 unattributed=_sums(device.unattributed),
                 session=device.session,
                 end_ns=device.end_ns,
-                counters={key: CounterState(value=v, at_ns=at) for key, (v, at) in device.counters.items()},
+                counters={
+                    key: CounterState(value=v, at_ns=at, session=session, epoch=epoch)
+                    for key, (v, at, session, epoch) in device.counters.items()
+                },
                 integrals={
                     key: IntegralState(value=v, at_ns=at, session=session, epoch=epoch)
                     for key, (v, at, session, epoch) in device.integrals.items()
@@ -779,7 +817,7 @@ def _prune(device: _Device) -> None:
         return
     oldest_ns = min(
         (
-            *(at_ns for _, at_ns in device.counters.values()),
+            *(known[1] for known in device.counters.values()),
             *(known[1] for known in device.integrals.values()),
             *(span.start_ns for span in device.pending),
         ),
@@ -827,7 +865,9 @@ def _restore(device: _Device, saved: DeviceState, books: Sequence[_Book]) -> Non
     device.end_ns = saved.end_ns
     device.totals = {key: _Sum(s.value, s.start_wall_ns) for key, s in saved.totals.items()}
     device.counters = {
-        key: (known.value, known.at_ns) for key, known in saved.counters.items() if key in device.totals
+        key: (known.value, known.at_ns, known.session, known.epoch)
+        for key, known in saved.counters.items()
+        if key in device.totals
     }
     device.integrals = {
         key: (known.value, known.at_ns, known.session, known.epoch) for key, known in saved.integrals.items()

@@ -63,6 +63,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             clock=clock,
             ledger=_restore(config, clock, boot_id),
             attribution=config.attribution != "off",
+            hang_seconds=config.hang_seconds,
             observer_namespaces=frozenset(config.observer_namespaces),
         )
         supervisor = Supervisor(

@@ -55,7 +55,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hang_seconds: Annotated[
         float,
         Meta(ge=1, le=600, description="Seconds that one driver call may take before its sampler is given up."),
-    ] = 10.0
+    ] = 3.0
     collectors: Annotated[
         tuple[Collector, ...],
         Meta(description="Collectors that are off unless named here; `processes` needs the host's pid namespace."),

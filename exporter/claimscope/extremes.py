@@ -40,6 +40,9 @@ class Extremes:
             start_wall_ns = window.end_wall_ns - (window.end_ns - window.start_ns)
             joined_ns = start_wall_ns - minute * MINUTE_NS
             self._first_full[window.entity] = minute if joined_ns <= FIRST_SLACK_NS else minute + 1
+        if minute + 1 < max(minutes, default=minute):  # the clock was set back: those minutes are still to come
+            minutes.clear()
+            self._first_full[window.entity] = minute + 1
         values = minutes.setdefault(minute, {})
         for key, low in window.low.items():
             if key.partition("/")[0] not in self._keys or key not in window.high:

@@ -21,11 +21,13 @@ from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
 from claimscope.metrics.spec import Split
 from claimscope.metrics.tables import QUANTITIES
-from claimscope.model import Holder, Inventory, Missing, Sample, Snapshot, Window
+from claimscope.model import Holder, Inventory, Missing, Sample, Snapshot, Total, Window
 from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Status, WindowMessage
 from claimscope.web.application import Check, Readiness
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from claimscope.accounting import Ledger
     from claimscope.clock import Clock
     from claimscope.kube.api import ApiError
@@ -37,8 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FRESH_NS = 5_000_000_000  # a window older than this is not the present any more
-ATTRIBUTION_FRESH_NS = 30_000_000_000
+RESTART_NS = 3_000_000_000  # what it takes to give a hung sampler up and have windows of its successor
 SLICES_NS = 10_000_000_000  # how long the first slices are waited for
 LOOKUP_SECONDS = 2.0
 
@@ -54,7 +55,7 @@ class Node:
     """The present state of one node and its newest Snapshot."""
 
     def __init__(
-        self, *, name: str, clock: Clock, ledger: Ledger, attribution: bool,
+        self, *, name: str, clock: Clock, ledger: Ledger, attribution: bool, hang_seconds: float,
         observer_namespaces: frozenset[str] = frozenset(),
     ) -> None:
         self.clock = clock
@@ -67,7 +68,11 @@ class Node:
         self._extremes = Extremes(QUANTITIES)
         self._process_pods = ProcessPods()
         self._observer_namespaces = observer_namespaces
-        self._inventory: Inventory | None = None
+        # A window older than this is not the present any more. One hung GPU stalls the windows of all until its
+        # sampler is replaced, which must not make the others look lost.
+        self._fresh_ns = round(hang_seconds * 1e9) + RESTART_NS
+        self._inventory: Inventory | None = None  # with the devices that are lost or out of reach, as last known
+        self._appeared_ns: dict[str, int] = {}
         self._windows: dict[str, Window] = {}
         self._status: Status | None = None
         self._listing: tuple[Listing, int] | None = None
@@ -110,19 +115,21 @@ class Node:
 
     def _on_inventory(self, inventory: Inventory) -> None:
         before = self._inventory
-        if before is not None and not inventory.devices and (inventory.error is not None or inventory.released):
-            # Nobody can look now: the devices of before are not gone, they are down.
-            inventory = dataclasses.replace(inventory, devices=before.devices, lost=before.lost)
         if inventory.error is not None and (before is None or before.error != inventory.error):
             logger.error("NVML is not usable: %s", inventory.error)
-        if inventory.error is None and (before is None or before.error is not None):
-            logger.info("NVML %s with driver %s: %d devices", inventory.nvml_version, inventory.driver_version,
-                        len(inventory.devices))
-        self._inventory = inventory
+        if inventory.error is None and not inventory.released and (before is None or before.error is not None):
+            logger.info(
+                "NVML %s with driver %s: %d devices",
+                inventory.nvml_version,
+                inventory.driver_version,
+                len(inventory.devices),
+            )
+        self._inventory = inventory = with_known(inventory, before)
         self._ledger.inventory(inventory)
-        known = {device.entity.uuid for device in inventory.devices} | inventory.lost.keys()
-        if inventory.error is None and not inventory.released:
-            self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
+        known = {device.entity.uuid for device in inventory.devices}
+        now_ns = self.clock.monotonic_ns()
+        self._appeared_ns = {uuid: self._appeared_ns.get(uuid, now_ns) for uuid in known}
+        self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
         self._new_listing.set()
 
     # What the kubelet and the API server say.
@@ -237,14 +244,18 @@ class Node:
             inventory=self._inventory,
             up=self._up(now_ns),
             windows=dict(self._windows),
-            totals=self._ledger.totals(),
+            totals=self._known(self._ledger.totals()),
             extremes=self._extremes.view(wall_ns),
-            unattributed=self._ledger.unattributed(),
+            unattributed=self._known(self._ledger.unattributed()),
             accounts=self._ledger.accounts(now_ns),
             holds=self._attribution.holds,
-            xids=self._ledger.xids(),
+            xids=tuple(count for count in self._ledger.xids() if count.entity in self._appeared_ns),
             own=tuple(self._own(now_ns, supervisor)),
         )
+
+    def _known(self, totals: Mapping[str, Mapping[str, Total]]) -> dict[str, Mapping[str, Total]]:
+        """Only of devices that the inventory names: after a restart the journal speaks before NVML does."""
+        return {uuid: values for uuid, values in totals.items() if uuid in self._appeared_ns}
 
     def _up(self, now_ns: int) -> dict[str, bool]:
         inventory = self._inventory
@@ -254,10 +265,15 @@ class Node:
         up = dict.fromkeys(inventory.lost, False)
         for device in inventory.devices:
             uuid = device.entity.uuid
+            if uuid in inventory.lost or device.entity.parent in inventory.lost or not usable:
+                up[uuid] = False
+                continue
             window = self._windows.get(uuid)
-            fresh = window is not None and now_ns - window.end_ns < FRESH_NS
-            gone = uuid in inventory.lost or device.entity.parent in inventory.lost
-            up[uuid] = usable and fresh and not gone
+            since_ns = self._appeared_ns[uuid] if window is None else window.end_ns
+            if now_ns - since_ns >= self._fresh_ns:
+                up[uuid] = False
+            elif window is not None:
+                up[uuid] = True
         return up
 
     def readiness(self) -> Readiness:
@@ -275,7 +291,8 @@ class Node:
             sampler = Check(name="sampler", ok=False, reason="no window yet")
         else:
             age = (now_ns - newest) / 1e9
-            sampler = Check(name="sampler", ok=now_ns - newest < FRESH_NS, reason=f"newest window is {age:.1f} s old")
+            fresh = now_ns - newest < self._fresh_ns
+            sampler = Check(name="sampler", ok=fresh, reason=f"newest window is {age:.1f} s old")
         checks = [sampler]
         for source, text in sorted(self._failing.items()):
             checks.append(Check(name=source, ok=True, reason=f"degraded: {text}"))
@@ -285,7 +302,7 @@ class Node:
         yield self._build
         inventory, status = self._inventory, self._status
         newest = max((window.end_ns for window in self._windows.values()), default=None)
-        yield own("sampler_up", float(newest is not None and now_ns - newest < FRESH_NS))
+        yield own("sampler_up", float(newest is not None and now_ns - newest < self._fresh_ns))
         for reason, count in sorted(supervisor.restarts.items()):
             yield own("sampler_restarts_total", count, reason)
         yield own("quarantined_devices", len(supervisor.quarantined))
@@ -324,6 +341,22 @@ class Node:
             for uuid in held
             if (window := self._windows.get(uuid)) is not None and _BUSY_KEYS.isdisjoint(window.integral)
         )
+
+
+def with_known(inventory: Inventory, before: Inventory | None) -> Inventory:
+    """The inventory with devices of before that are lost now, or all of them while NVML is out of reach."""
+    if before is None:
+        return inventory
+    if inventory.error is not None or inventory.released:
+        return dataclasses.replace(inventory, devices=before.devices, lost=before.lost)
+    present = {device.entity.uuid for device in inventory.devices}
+    lost = tuple(
+        device
+        for device in before.devices
+        if device.entity.uuid not in present
+        and (device.entity.uuid in inventory.lost or device.entity.parent in inventory.lost)
+    )
+    return dataclasses.replace(inventory, devices=inventory.devices + lost)
 
 
 def _status_samples(status: Status) -> Iterable[Sample]:

@@ -38,10 +38,12 @@ class SumState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CounterState(msgspec.Struct, frozen=True, kw_only=True):
-    """The driver counter as it was last read."""
+    """The highest reading of a driver counter since it last began at 0, and where it was last read."""
 
     value: Amount
     at_ns: int
+    session: int = 0  # 0: written before this was kept, so another run of the sampler than any that comes
+    epoch: int = 0
 
 
 class IntegralState(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,7 +134,10 @@ class _LabelCache:
 
 
 class Collector:
-    """Applies the metric tables to Snapshots; remembers nothing but label tuples and devices that were lost."""
+    """Applies the metric tables to Snapshots; remembers nothing but label tuples.
+
+    Only entities that the Snapshot's inventory names are shown: an index that is not known is never invented.
+    """
 
     def __init__(self, quantities: Sequence[Quantity]) -> None:
         self._quantities = {quantity.key: (rank, quantity) for rank, quantity in enumerate(quantities)}
@@ -145,7 +148,6 @@ class Collector:
         )
         self._slots: dict[str, _Slots | None] = {}
         self._entities: dict[str, _LabelCache] = {}
-        self._gpu_labels: dict[str, str] = {}
         self._devices: dict[str, Device] = {}
         self._infos: dict[Labels, Labels] = {}
         self._accounts: dict[Labels, _LabelCache] = {}
@@ -181,7 +183,7 @@ class Collector:
     # Entities and identity
 
     def _follow_entities(self, snapshot: Snapshot) -> None:
-        """Keeps one label cache per entity that a Snapshot speaks of, and drops those it no longer does."""
+        """Keeps one label cache per entity of the inventory, and drops those that left it."""
         inventory = snapshot.inventory
         named: dict[str, str] = {}
         devices: dict[str, Device] = {}
@@ -190,18 +192,7 @@ class Collector:
                 named[device.entity.uuid] = str(device.entity.gpu)
                 devices[device.entity.uuid] = device
             for uuid in sorted(inventory.lost):
-                if uuid in self._devices:
-                    devices.setdefault(uuid, self._devices[uuid])
-                named.setdefault(uuid, self._gpu_labels.get(uuid, ""))
-        for uuid in (
-            *snapshot.up,
-            *snapshot.windows,
-            *snapshot.totals,
-            *snapshot.unattributed,
-            *(count.entity for count in snapshot.xids),
-        ):
-            if uuid not in named:
-                named[uuid] = self._gpu_labels.get(uuid, "")
+                named.setdefault(uuid, "")
         entities: dict[str, _LabelCache] = {}
         for uuid, gpu in named.items():
             base = (("uuid", uuid), ("gpu", gpu))
@@ -209,7 +200,6 @@ class Collector:
             kept = known is not None and known.base == base and len(known.made) < _MAX_LABELS
             entities[uuid] = known if known is not None and kept else _LabelCache(base)
         self._entities = entities
-        self._gpu_labels = named
         self._devices = devices
 
     def _collect_identity(self, snapshot: Snapshot, out: dict[str, list[Sample]]) -> None:
@@ -242,8 +232,9 @@ class Collector:
             labels = infos[labels] = self._infos.get(labels, labels)
             out[INFO].append(Sample(family=INFO, labels=labels, value=1.0))
         self._infos = infos
-        shown = dict.fromkeys((*(device.entity.uuid for device in inventory.devices), *sorted(inventory.lost)))
-        for uuid in shown:
+        # A device that nobody has judged yet, because its first window is still to come, is left out.
+        judged = (device.entity.uuid for device in inventory.devices if device.entity.uuid in snapshot.up)
+        for uuid in dict.fromkeys((*judged, *sorted(inventory.lost))):
             up = snapshot.up.get(uuid, False) and uuid not in inventory.lost
             out[UP].append(Sample(family=UP, labels=self._entities[uuid].base, value=1.0 if up else 0.0))
 
@@ -384,7 +375,8 @@ class Collector:
             if slots is not None:
                 cache = self._entities[count.entity]
                 _put(out, slots.total, cache, float(count.count))
-                _put(out, slots.last, cache, count.last_wall_ns / 1e9)
+                if count.count:  # shown at 0 before it happens: there is no last time yet
+                    _put(out, slots.last, cache, count.last_wall_ns / 1e9)
 
     # Accounts and edges
 
@@ -508,6 +500,7 @@ def _edge_labels(hold: Hold, pod: PodRef | None, names: Sequence[str]) -> Labels
         "pool": hold.pool or "",
         "device": hold.device or "",
         "resource": hold.resource or "",
+        "request": hold.request or "",
         "share_id": hold.share_id or "",
     }
     return tuple((name, facts.get(name, "")) for name in names)

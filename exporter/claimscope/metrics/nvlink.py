@@ -208,10 +208,10 @@ QUANTITIES: tuple[Quantity, ...] = (
         opt_in=PER_LINK,
         views=(
             View(
-                stem="nvlink_speed",
+                stem="nvlink_speed_bytes_per_second",
                 help="Bytes per second that the NVLink can carry.",
                 stat=Stat.LAST,
-                unit=Unit.BYTES,
+                unit=Unit.ONE,
                 otel="dra.device.nvlink.speed",
             ),
         ),
