@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -22,6 +23,7 @@ from claimscope.nvml.supervisor import (
     import_paths,
     process_state,
 )
+from claimscope.nvml.wire import EVENT_WAIT_NUMBER
 from sampler_help import quick, running
 
 SECOND = 1_000_000_000
@@ -38,6 +40,7 @@ SECOND = 1_000_000_000
         ((9, 3 << 32 | 7, 10 * SECOND, 10 * SECOND), 16 * SECOND, True),
         ((9, 2, 10 * SECOND, 10 * SECOND), 60 * SECOND, False),  # in nvmlInit
         ((9, 2, 10 * SECOND, 10 * SECOND), 71 * SECOND, True),
+        ((9, EVENT_WAIT_NUMBER, 10 * SECOND, 10 * SECOND), 16 * SECOND, True),
     ],
 )
 def test_what_counts_as_stuck(beat: tuple[int, int, int, int], now: int, stuck: bool) -> None:
@@ -89,7 +92,7 @@ async def test_no_library(tmp_path: Path) -> None:
         assert inventory.error.startswith(f"no usable NVML library at {path}: ")
         assert "--nvml-library" in inventory.error
         await heard.until(lambda: len(heard.statuses) > 1)
-        assert supervisor.state.restarts == {}
+        assert supervisor.state.restarts == {"hang": 0, "stopped": 0, "crash": 0, "library_changed": 0}
 
 
 async def test_a_library_that_is_no_nvml() -> None:
@@ -105,8 +108,22 @@ async def test_a_sampler_that_cannot_start_is_tried_again() -> None:
         pid = supervisor.state.pid
         assert pid is not None
         os.kill(pid, 9)
-        await heard.until(lambda: supervisor.state.restarts == {"crash": 1})
+        await heard.until(lambda: supervisor.state.restarts["crash"] == 1)
         await heard.until(lambda: supervisor.state.pid not in (None, pid))
+
+
+async def test_a_full_socket_delays_a_release_and_drops_none(tmp_path: Path) -> None:
+    async with running(quick(str(tmp_path / "none.so"))) as (supervisor, heard):
+        await heard.until(lambda: heard.inventories)
+        pid = supervisor.state.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(2000):
+            supervisor.burst(1.0, 0.0)
+        supervisor.release()
+        os.kill(pid, signal.SIGCONT)
+        await heard.until(lambda: heard.inventories[-1].released)
+        assert supervisor.state.pid == pid
 
 
 class Recorder:

@@ -27,9 +27,7 @@ from claimscope.node import Node
 from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
-from claimscope.sim.library import SimulatorError
 from claimscope.sim.node import SimulatedNode
-from claimscope.sim.scenario import ScenarioError
 from claimscope.web.application import ListenError, make_application, start_site
 
 logger = logging.getLogger(__name__)
@@ -46,6 +44,8 @@ class AgentError(Exception):
 
 async def run(config: Config, environ: Mapping[str, str]) -> None:
     """Runs the agent until it is cancelled; raises AgentError where it cannot start.
+
+    A simulation that cannot be made raises ScenarioError or SimulatorError.
 
     `environ` is read for what the platform sets: the API server's address, library paths, NVIDIA's variables.
     """
@@ -109,15 +109,9 @@ async def _simulated(config: Config, clock: Clock) -> AsyncIterator[SimulatedNod
     if config.simulate is None:
         yield None
         return
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            simulated = await stack.enter_async_context(
-                SimulatedNode.open(
-                    config.simulate, node_name=config.node_name, scenario=config.scenario, clock=clock
-                )
-            )
-        except (SimulatorError, ScenarioError, OSError) as error:
-            raise AgentError(f"cannot simulate {config.simulate}: {error}") from error
+    async with SimulatedNode.open(
+        config.simulate, node_name=config.node_name, scenario=config.scenario, clock=clock
+    ) as simulated:
         yield simulated
 
 

@@ -14,9 +14,26 @@ from dataclasses import dataclass, field
 import pynvml
 
 from claimscope.model import Device, Entity, MigInstance
-from claimscope.nvml.library import DRIVER_GONE, GONE_WORDS, Handle, LibraryError, error_name, explain
+from claimscope.nvml.library import (
+    DRIVER_GONE,
+    FUNCTION_NOT_FOUND,
+    GONE_WORDS,
+    GPU_GONE,
+    INVALID_ARGUMENT,
+    NO_PERMISSION,
+    NOT_FOUND,
+    NOT_SUPPORTED,
+    Handle,
+    LibraryError,
+    error_name,
+    explain,
+)
 
 Mark = Callable[[int, str], None]
+
+NO_MIG = frozenset({NOT_SUPPORTED, FUNCTION_NOT_FOUND})  # answers of a GPU or driver that has no MIG
+# A slot without a MIG device, or one whose device this container must not see: both are lasting answers.
+EMPTY_SLOT = frozenset({NOT_FOUND, INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION})
 
 MAX_LINKS = 36  # NVML_NVLINK_MAX_LINKS
 
@@ -36,7 +53,9 @@ class Enumeration:
     """Result of one walk over all GPUs."""
 
     found: tuple[Found, ...]
-    lost: Mapping[str, str]  # uuid, or "index-<n>" where not even that is known -> why
+    lost: Mapping[str, str]  # uuid -> why
+    unnamed: Mapping[int, str] = field(default_factory=dict)  # index of a GPU that never said its uuid -> why
+    unsure: frozenset[str] = frozenset()  # GPUs that did not say which MIG devices they have
 
 
 def pointer_of(handle: Handle) -> int:
@@ -147,11 +166,13 @@ def _mig_device(parent: Entity, parent_handle: Handle, handle: Handle, total_sli
     )
 
 
-def _mig_devices(parent: Entity, handle: Handle) -> list[tuple[Device, Handle]]:
+def _mig_devices(parent: Entity, handle: Handle) -> tuple[list[tuple[Device, Handle]], bool]:
+    """The MIG devices, and whether these are all for sure."""
     try:
         count = int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))
-    except pynvml.NVMLError:
-        return []
+    except pynvml.NVMLError as error:
+        return [], error.value in NO_MIG
+    sure = True
     made: list[tuple[Device, Handle]] = []
     for index in range(count):
         try:
@@ -160,24 +181,37 @@ def _mig_devices(parent: Entity, handle: Handle) -> list[tuple[Device, Handle]]:
         except pynvml.NVMLError as error:
             if error.value in DRIVER_GONE:
                 raise
-            continue  # an empty slot answers NOT_FOUND; a device that cannot say who it is cannot be measured
-    return made
+            sure = sure and error.value in EMPTY_SLOT  # a device that cannot say who it is cannot be measured
+    return made, sure
 
 
-def read_gpu(index: int, handle: Handle, uuid: str) -> list[Found]:
-    """One GPU and the MIG devices on it; raises NVMLError only where the driver or the GPU is gone."""
+def read_gpu(index: int, handle: Handle, uuid: str, mig_before: bool | None = None) -> tuple[list[Found], bool]:
+    """One GPU and the MIG devices on it, and whether these are all for sure; raises NVMLError only where the driver
+    or the GPU is gone. `mig_before` stands where the driver does not say now whether MIG is on."""
     pci: str | None = None
     minor: int | None = None
     model: str | None = None
     mig = False
+    sure = True
     pci = short_bus_id(text_of(pynvml.nvmlDeviceGetPciInfo_v3(handle).busId))
     with contextlib.suppress(pynvml.NVMLError):
         minor = int(pynvml.nvmlDeviceGetMinorNumber(handle))
     with contextlib.suppress(pynvml.NVMLError):
         model = text_of(pynvml.nvmlDeviceGetName(handle))
-    with contextlib.suppress(pynvml.NVMLError):
-        mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
     entity = Entity(uuid=uuid, gpu=index)
+    children: list[tuple[Device, Handle]] = []
+    try:
+        mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+        if mig:
+            children, sure = _mig_devices(entity, handle)
+    except pynvml.NVMLError as error:
+        if error.value in DRIVER_GONE or error.value in GPU_GONE:
+            raise
+        if error.value not in NO_MIG:
+            sure = False
+            if mig_before is not False:
+                children, _ = _mig_devices(entity, handle)
+            mig = bool(mig_before) or bool(children)
     address = pointer_of(handle)
     found = [
         Found(
@@ -189,12 +223,10 @@ def read_gpu(index: int, handle: Handle, uuid: str) -> list[Found]:
             axes=_axes(handle),
         )
     ]
-    if mig:
-        found += [
-            Found(device=device, pointer=pointer_of(child), parent_pointer=address)
-            for device, child in _mig_devices(entity, handle)
-        ]
-    return found
+    found += [
+        Found(device=device, pointer=pointer_of(child), parent_pointer=address) for device, child in children
+    ]
+    return found, sure
 
 
 def gone(code: int) -> str:
@@ -202,9 +234,13 @@ def gone(code: int) -> str:
     return GONE_WORDS.get(code) or f"the driver cannot identify the GPU: {error_name(code)}; see the kernel log"
 
 
-def enumerate_gpus(mark: Mark, quarantine: Mapping[str, int], known: Mapping[int, str], path: str) -> Enumeration:
-    """Walks over all GPUs. `quarantine` is uuid -> NVML index of GPUs that must not be called at all; `known` gives
-    the uuid that an index had before, so that a GPU which cannot say its uuid any more is still named."""
+def enumerate_gpus(
+    mark: Mark, quarantine: Mapping[str, int], known: Mapping[str, int], path: str,
+    mig_before: Mapping[str, bool] | None = None,
+) -> Enumeration:
+    """Walks over all GPUs. `quarantine` is uuid -> NVML index of GPUs that must not be called at all. `known` is the
+    same of all GPUs seen before, the newest last: a GPU that cannot say its uuid any more is still named, and one
+    that the driver does not list any more is lost."""
     mark(-1, "nvmlDeviceGetCount_v2")
     try:
         count = int(pynvml.nvmlDeviceGetCount())
@@ -212,30 +248,42 @@ def enumerate_gpus(mark: Mark, quarantine: Mapping[str, int], known: Mapping[int
         raise LibraryError(int(error.value), explain(int(error.value), path)) from error
     found: list[Found] = []
     lost: dict[str, str] = {}
+    failed: dict[int, str] = {}
+    unsure: set[str] = set()
     skipped = {index: uuid for uuid, index in quarantine.items()}
     for uuid in quarantine:
         lost[uuid] = "quarantined: a driver call on it did not come back; it is tried again later"
     for index in range(count):
         if index in skipped:
             continue
-        uuid = known.get(index, f"index-{index}")
+        uuid = ""
         mark(index, "enumerate")
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             uuid = text_of(pynvml.nvmlDeviceGetUUID(handle))
             if uuid in quarantine:
                 continue
-            found += read_gpu(index, handle, uuid)
+            made, sure = read_gpu(index, handle, uuid, (mig_before or {}).get(uuid))
+            found += made
+            if not sure:
+                unsure.add(uuid)
         except pynvml.NVMLError as error:
             if error.value in DRIVER_GONE:
                 raise LibraryError(int(error.value), explain(int(error.value), path)) from error
-            lost[uuid] = gone(int(error.value))
+            if uuid:
+                lost[uuid] = gone(int(error.value))
+            else:
+                failed[index] = gone(int(error.value))
     if count == 0:
         raise LibraryError(6, explain(6, path))
-    return Enumeration(found=tuple(found), lost=lost)
+    seen = {one.device.entity.uuid for one in found}
+    absent = {uuid: index for uuid, index in known.items() if uuid not in seen and uuid not in lost}
+    for uuid, index in reversed(absent.items()):
+        lost[uuid] = failed.pop(index, GONE_WORDS[NOT_FOUND])
+    return Enumeration(found=tuple(found), lost=lost, unnamed=failed, unsure=frozenset(unsure))
 
 
-def find_gpu(uuid: str) -> tuple[int, Handle] | None:
+def find_gpu(uuid: str, path: str) -> tuple[int, Handle] | None:
     """(NVML index, handle) of a GPU that was lost, once it answers again; None while it does not.
 
     Raises LibraryError where the driver itself is gone.
@@ -249,21 +297,24 @@ def find_gpu(uuid: str) -> tuple[int, Handle] | None:
         return int(pynvml.nvmlDeviceGetIndex(handle)), handle
     except pynvml.NVMLError as error:
         if error.value in DRIVER_GONE:
-            raise LibraryError(int(error.value), explain(int(error.value), "the NVML library")) from error
+            raise LibraryError(int(error.value), explain(int(error.value), path)) from error
         return None
 
 
-def mig_uuids(handle: Handle) -> tuple[str, ...]:
-    """The uuids of the MIG devices on a GPU now; () where there are none or the driver does not say."""
+def mig_uuids(handle: Handle) -> tuple[str, ...] | None:
+    """The uuids of the MIG devices on a GPU now; None where the driver does not say, which may be a passing error."""
     found: list[str] = []
     try:
         if not pynvml.nvmlDeviceGetMigMode(handle)[0]:
             return ()
         count = int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))
-    except pynvml.NVMLError:
-        return ()
+    except pynvml.NVMLError as error:
+        return () if error.value in NO_MIG else None
     for index in range(count):
-        with contextlib.suppress(pynvml.NVMLError):
+        try:
             child = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
             found.append(text_of(pynvml.nvmlDeviceGetUUID(child)))
+        except pynvml.NVMLError as error:
+            if error.value not in EMPTY_SLOT:
+                return None
     return tuple(found)

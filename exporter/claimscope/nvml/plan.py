@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Stat, Tier, Unit, Via
 from claimscope.model import Missing
 from claimscope.nvml.calls import Call
+from claimscope.nvml.wire import SPECIAL_CALLS
 
 _EXTREMES = frozenset({Stat.MIN, Stat.MAX})
 
@@ -145,14 +146,6 @@ def build_plan(
             else:
                 missing[key] = Missing.DENIED if Missing.DENIED in reasons else Missing.UNSUPPORTED
     return Plan(readings=tuple(readings), missing=missing)
-
-
-SPECIAL_CALLS = (
-    "import", "nvmlInitWithFlags", "nvmlShutdown", "nvmlDeviceGetCount_v2", "enumerate", "nvmlEventSetCreate",
-    "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree", "nvmlDeviceGetFieldValues",
-    "nvmlGpmSampleGet", "nvmlGpmMigSampleGet", "nvmlGpmMetricsGet", "nvmlGpmSampleFree", "find_lost",
-    "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetProcessUtilization", "nvmlGpmQueryDeviceSupport",
-)
 
 
 def call_names(calls: Mapping[str, Call]) -> tuple[str, ...]:

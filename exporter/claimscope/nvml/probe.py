@@ -46,7 +46,8 @@ def probe(path: str | None) -> Probe:
         for each in walk.found
         if each.device.entity.parent is None
     )
-    return Probe(driver_version=driver, devices=devices, lost=dict(walk.lost))
+    unnamed = {f"index {index}": reason for index, reason in walk.unnamed.items()}
+    return Probe(driver_version=driver, devices=devices, lost={**walk.lost, **unnamed})
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class ParentGoneError(Exception):
 class DriverGoneError(Exception):
     """NVML must be taken up anew."""
 
-    def __init__(self, code: int, path: str = library.DEFAULT_NAME) -> None:
+    def __init__(self, code: int, path: str) -> None:
         super().__init__(library.explain(code, path))
         self.code = code
 
@@ -158,6 +158,7 @@ class Sampler:
         self._wall = wall
         self._quantities = quantities
         self._numbers = {name: number for number, name in enumerate(call_names(CALLS))}
+        self._symbols = {name: call.symbol for name, call in CALLS.items()}
         self._outbox = Outbox(channel)
         self._decoder: msgspec.msgpack.Decoder[ToSampler] = msgspec.msgpack.Decoder(ToSampler)
         self._session = clock()
@@ -178,7 +179,9 @@ class Sampler:
         self._reopen_wait_ns = REOPEN_FIRST_NS
         self._mig_check_ns = 0
         self._mig_signature: dict[str, tuple[str, ...]] = {}
-        self._known: dict[int, str] = {}
+        self._mig_unsure: set[str] = set()  # GPUs whose MIG devices the driver did not tell
+        self._known: dict[str, int] = dict(settings.known)  # uuid -> NVML index, the newest last
+        self._unnamed: dict[int, str] = {}
         self._event_set: Any = None
         self._event_data = pynvml.c_nvmlEventData_t()
         self._event_wait: Callable[[], int] | None = None
@@ -199,6 +202,7 @@ class Sampler:
         # Counts
         self._ticks = 0
         self._late_ticks = 0
+        self._window_start_ns = 0
         self._lateness_max_ns = 0
         self._lateness = [0] * (len(LATENESS_BOUNDS_SECONDS) + 1)
         self._driver_seconds: dict[str, float] = {}
@@ -219,6 +223,11 @@ class Sampler:
     def _bursting(self) -> bool:
         return self._burst_until_ns > 0
 
+    @property
+    def _path(self) -> str:
+        """Of the library, as errors name it: always the same, so that one trouble is one message."""
+        return self._library.path if self._library is not None else self._settings.library or library.DEFAULT_NAME
+
     def _mark(self, gpu: int, call: str) -> None:
         self._heartbeat[2] = self._clock()
         self._heartbeat[1] = (gpu + 1) << 32 | self._numbers[call]
@@ -232,7 +241,7 @@ class Sampler:
         start = clock()
         # Deadlines and windows stand on the grid of whole seconds of the wall clock, as it was at the start.
         origin = start - self._wall() % 1_000_000_000
-        window_start = start
+        self._window_start_ns = start
         window_end = origin + window_ns * ((start - origin) // window_ns + 1)
         deadline = start
         full_due = start
@@ -252,8 +261,9 @@ class Sampler:
                 heartbeat[1] = 0
                 heartbeat[0] = self._ticks
                 if deadline >= window_end:
-                    self._cut(window_start, window_end)
-                    window_start = window_end
+                    if window_end > self._window_start_ns:  # else NVML was just reopened and the rest cut there
+                        self._cut(self._window_start_ns, window_end)
+                        self._window_start_ns = window_end
                     window_end += window_ns
                     if window_end <= deadline:  # windows that passed unserved are one long window
                         window_end += window_ns * ((deadline - window_end) // window_ns + 1)
@@ -302,6 +312,7 @@ class Sampler:
         match self._decoder.decode(packet):
             case Release():
                 self._released = True
+                self._cut_rest()
                 self._close()
                 self._send_inventory()
             case Acquire():
@@ -315,7 +326,9 @@ class Sampler:
 
     def _change(self, settings: Settings) -> None:
         old, self._settings = self._settings, settings
-        if msgspec.structs.replace(settings, quarantine=old.quarantine) == old:
+        for uuid, index in settings.known.items():
+            self._known.setdefault(uuid, index)
+        if msgspec.structs.replace(settings, quarantine=old.quarantine, known=old.known) == old:
             freed = set(old.quarantine) - set(settings.quarantine)
             self._lost_check_ns = 0
             for uuid in freed & set(self._lost):
@@ -323,9 +336,20 @@ class Sampler:
             return
         self._ladder = self._make_ladder()
         self._level = 0
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Takes NVML up anew; what was measured until now is sent first."""
+        self._cut_rest()
         if self._open:
             self._close()
             self._try_open()
+
+    def _cut_rest(self) -> None:
+        now = self._clock()
+        if self._open and now > self._window_start_ns:
+            self._cut(self._window_start_ns, now)
+            self._window_start_ns = now
 
     def _tick(self, now: int, *, full: bool) -> None:
         if not self._open:
@@ -359,12 +383,11 @@ class Sampler:
             if now >= self._mig_check_ns:
                 self._mig_check_ns = now + MIG_CHECK_NS
                 self._mig_changed = self._mig_changed or self._mig_differs()
-            if self._mig_changed or (self._lost and now >= self._reopen_ns):
+            if self._mig_changed or ((self._lost or self._unnamed) and now >= self._reopen_ns):
                 if not self._mig_changed:
                     self._reopen_wait_ns = min(2 * self._reopen_wait_ns, REOPEN_MAX_NS)
                 self._mig_changed = False
-                self._close()
-                self._try_open()
+                self._reopen()
         except (DriverGoneError, LibraryError) as error:
             self._driver_gone(error.code, str(error))
         self._outbox.flush()
@@ -378,7 +401,7 @@ class Sampler:
             self._driver_gone(error.code, str(error))
         except pynvml.NVMLError as error:
             code = int(error.value)
-            self._driver_gone(code, library.explain(code, self._library.path if self._library else "NVML"))
+            self._driver_gone(code, library.explain(code, self._path))
 
     def _driver_gone(self, code: int, text: str) -> None:
         self._close()
@@ -402,13 +425,21 @@ class Sampler:
         self._error = None
         driver = library.version(pynvml.nvmlSystemGetDriverVersion)
         self._versions = (driver, library.version(pynvml.nvmlSystemGetNVMLVersion), library.cuda_version())
-        self._known.update({index: uuid for uuid, index in settings.quarantine.items()})
-        walk = inventory.enumerate_gpus(self._mark, settings.quarantine, self._known, path)
+        self._known.update(settings.quarantine)
+        mig_before = {uuid: device.mig_enabled for uuid, device in self._devices.items()}
+        walk = inventory.enumerate_gpus(self._mark, settings.quarantine, self._known, path, mig_before)
         self._lost = dict(walk.lost)
+        for index, reason in walk.unnamed.items():
+            if index not in self._unnamed:
+                sys.stderr.write(f"claimscope sampler: GPU {index} cannot say its UUID and is left out: {reason}\n")
+        self._unnamed = dict(walk.unnamed)
+        self._mig_unsure = set(walk.unsure)
         self._lost_with = {}
         for uuid in self._devices.keys() - {one.device.entity.uuid for one in walk.found}:
-            if self._devices[uuid].entity.parent is None and uuid not in self._lost:
-                self._lost[uuid] = library.GONE_WORDS[library.GPU_NOT_FOUND]
+            parent = self._devices[uuid].entity.parent
+            if parent is not None and parent in walk.unsure:
+                self._lost[uuid] = "the driver does not say now which MIG devices the GPU has"
+                self._lost_with[uuid] = parent
         self._devices = {}
         self._entities = []
         self._catalog = Catalog(
@@ -449,7 +480,8 @@ class Sampler:
             device = one.device
             uuid = device.entity.uuid
             if device.mig is None:
-                self._known[device.entity.gpu] = uuid
+                self._known.pop(uuid, None)
+                self._known[uuid] = device.entity.gpu
                 self._of_pointer[one.pointer] = uuid
                 self._register(device.entity.gpu, one.pointer)
             else:
@@ -506,7 +538,7 @@ class Sampler:
 
     def _lose(self, entity: EntityReader, code: int) -> None:
         if code in DRIVER_GONE:
-            raise DriverGoneError(code)
+            raise DriverGoneError(code, self._path)
         reason = inventory.gone(code)
         gpu = entity.gpu_uuid
         if gpu in self._lost:
@@ -531,23 +563,25 @@ class Sampler:
         for uuid in list(self._lost):
             if uuid in self._settings.quarantine or not uuid.startswith("GPU-"):
                 continue
-            index = next((gpu for gpu, known in self._known.items() if known == uuid), -1)
-            self._mark(index, "find_lost")
-            answer = inventory.find_gpu(uuid)
+            self._mark(self._known.get(uuid, -1), "find_lost")
+            answer = inventory.find_gpu(uuid, self._path)
             if answer is None:
                 continue
             gpu, handle = answer
             self._mark(gpu, "enumerate")
             try:
-                found = inventory.read_gpu(gpu, handle, uuid)
+                found, sure = inventory.read_gpu(gpu, handle, uuid)
             except pynvml.NVMLError as error:
                 if error.value in DRIVER_GONE:
-                    raise DriverGoneError(int(error.value)) from error
+                    raise DriverGoneError(int(error.value), self._path) from error
                 continue
             del self._lost[uuid]
+            (self._mig_unsure.discard if sure else self._mig_unsure.add)(uuid)
+            back = {one.device.entity.uuid for one in found}
             for child in [one for one, parent in self._lost_with.items() if parent == uuid]:
-                del self._lost_with[child]
-                self._lost.pop(child, None)
+                if sure or child in back:
+                    del self._lost_with[child]
+                    self._lost.pop(child, None)
             self._epoch += 1
             self._take(self._library, self._catalog, found)
             self._entities.sort(key=lambda one: one.gpu)
@@ -559,13 +593,16 @@ class Sampler:
         for one in self._entities:
             if one.uuid == one.gpu_uuid:
                 self._mark(one.gpu, "enumerate")
-                signature[one.uuid] = inventory.mig_uuids(ctypes.cast(one.found.pointer, pynvml.c_nvmlDevice_t))
+                found = inventory.mig_uuids(ctypes.cast(one.found.pointer, pynvml.c_nvmlDevice_t))
+                if found is not None:
+                    signature[one.uuid] = found
         return signature
 
     def _mig_differs(self) -> bool:
         """Whether MIG devices came or went without an event: those need a right we may lack."""
         now = self._read_mig_signature()
-        return any(self._mig_signature.get(uuid, ()) != found for uuid, found in now.items())
+        known = {**now, **self._mig_signature}  # the first answer after an error at the start is no change
+        return any(known[uuid] != found or uuid in self._mig_unsure for uuid, found in now.items())
 
     # Events
 
@@ -637,7 +674,7 @@ class Sampler:
     def _collect_costs(self) -> None:
         for entity in self._entities:
             for name, (times, nanoseconds) in entity.costs.items():
-                self._count(name, times, nanoseconds * 1e-9)
+                self._count(self._symbols.get(name, name), times, nanoseconds * 1e-9)
                 self._driver_seconds[entity.gpu_uuid] = (
                     self._driver_seconds.get(entity.gpu_uuid, 0.0) + nanoseconds * 1e-9
                 )

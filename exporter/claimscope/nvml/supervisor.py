@@ -29,6 +29,7 @@ import claimscope
 from claimscope.clock import Clock, SystemClock
 from claimscope.model import Inventory
 from claimscope.nvml.wire import (
+    EVENT_WAIT_NUMBER,
     Acquire,
     Burst,
     FromSampler,
@@ -47,6 +48,7 @@ EXIT_LIBRARY_CHANGED = 18
 MAX_PACKET = 1 << 20
 MAX_PACKETS_PER_TURN = 256  # the loop serves others in between
 POLL_SECONDS = 0.05
+RESTART_REASONS = ("hang", "stopped", "crash", "library_changed")
 LOOP_IDLE_SECONDS = 1.0  # the sampler's loop turns at least this often while it is healthy
 EXIT_GRACE_SECONDS = 1.0
 QUARANTINE_FIRST_SECONDS, QUARANTINE_MAX_SECONDS = 60.0, 3600.0
@@ -155,12 +157,14 @@ def call_name(number: int) -> str:
 
 def hang_of(beat: tuple[int, int, int, int], *, now_ns: int, started_ns: int, hang_ns: int, start_ns: int) -> bool:
     """Whether a sampler with this heartbeat page is stuck. Calls that concern no single GPU (nvmlInit without
-    persistence mode takes seconds per GPU) and the start have `start_ns`, calls on one GPU `hang_ns`."""
+    persistence mode takes seconds per GPU) and the start have `start_ns`; calls on one GPU and the look for
+    events, which does not wait, have `hang_ns`."""
     _, mark, call_ns, loop_ns = beat
     if loop_ns == 0:
         return now_ns - started_ns > start_ns
     if mark:
-        return now_ns - call_ns > (hang_ns if mark >> 32 else max(start_ns, hang_ns))
+        short = mark >> 32 or mark == EVENT_WAIT_NUMBER
+        return now_ns - call_ns > (hang_ns if short else max(start_ns, hang_ns))
     return now_ns - max(loop_ns, call_ns) > hang_ns + round(LOOP_IDLE_SECONDS * 1e9)
 
 
@@ -200,7 +204,7 @@ class Supervisor:
         self._buffer = bytearray(MAX_PACKET)
         self._child: _Child | None = None
         self._predecessor: _Child | None = None
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, int] = dict.fromkeys(RESTART_REASONS, 0)
         self._quarantined: dict[str, Quarantine] = {}
         self._hung: dict[str, Quarantine] = {}  # also those that are being tried again
         self._malformed = 0
@@ -208,8 +212,9 @@ class Supervisor:
         self._last_window_ns: int | None = None
         self._status: Status | None = None
         self._inventory: Inventory | None = None
-        self._uuid_of: dict[int, str] = {}
+        self._index_of: dict[str, int] = {}  # uuid -> NVML index of every GPU seen, the newest last
         self._released = False
+        self._unsent: dict[str, ToSampler] = {}  # kind -> the newest message that the socket did not take yet
 
     # What others see and ask
 
@@ -298,6 +303,7 @@ class Supervisor:
             started_ns=self._clock.monotonic_ns(),
         )
         self._child = child
+        self._unsent.clear()
         self._send_settings()
         if self._released:
             self._send(Release())
@@ -329,6 +335,7 @@ class Supervisor:
                 return "hang"
             self._reap(now)
             self._end_quarantines(now)
+            self._send_unsent()
             # Not wait_for: in Python 3.11 it can swallow a cancellation that comes with the result.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
@@ -411,7 +418,7 @@ class Supervisor:
     def _quarantine(self, mark: int, now: int, what: str) -> None:
         index, number = (mark >> 32) - 1, mark & 0xFFFFFFFF
         call = call_name(number)
-        uuid = self._uuid_of.get(index)
+        uuid = next((known for known, at in reversed(self._index_of.items()) if at == index), None)
         if index < 0 or uuid is None:
             logger.error("the sampler is stuck in %s, which names no known GPU: replacing it", call or "its own code")
             return
@@ -439,16 +446,29 @@ class Supervisor:
 
     def _send_settings(self) -> None:
         quarantine = {uuid: entry.index for uuid, entry in self._quarantined.items()}
-        self._send(msgspec.structs.replace(self._settings, quarantine=quarantine))
+        known = {uuid: index for uuid, index in self._index_of.items() if uuid not in quarantine}
+        self._send(msgspec.structs.replace(self._settings, quarantine=quarantine, known=known))
 
     def _send(self, message: ToSampler) -> None:
+        """Now, or as soon as the socket takes it; of each kind only the newest waits."""
+        kind = {Release: "nvml", Acquire: "nvml", Burst: "burst", Settings: "settings"}[type(message)]
+        self._unsent.pop(kind, None)
+        self._unsent[kind] = message
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
         child = self._child
         if child is None or child.terminated_ns is not None:
+            self._unsent.clear()  # the next sampler is told at its start
             return
-        try:
-            child.channel.send(msgspec.msgpack.encode(message))
-        except OSError as error:  # it is dead or stuck; the watch finds out which
-            logger.warning("a message could not be handed to the sampler: %s", error)
+        for kind, message in list(self._unsent.items()):
+            try:
+                child.channel.send(msgspec.msgpack.encode(message))
+            except BlockingIOError:
+                return
+            except OSError as error:  # it is dead or stuck; the watch finds out which
+                logger.warning("a message could not be handed to the sampler: %s", error)
+            del self._unsent[kind]
 
     def _receive(self, child: _Child) -> None:
         if child.terminated_ns is not None or child.channel.fileno() < 0:
@@ -489,7 +509,8 @@ class Supervisor:
                 self._inventory = inventory
                 for device in inventory.devices:
                     if device.mig is None:
-                        self._uuid_of[device.entity.gpu] = device.entity.uuid
+                        self._index_of.pop(device.entity.uuid, None)
+                        self._index_of[device.entity.uuid] = device.entity.gpu
             case Status():
                 self._status = message
             case _:

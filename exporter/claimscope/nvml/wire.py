@@ -11,6 +11,15 @@ import msgspec
 
 from claimscope.model import Event, Inventory, Window
 
+# Driver calls that are not rows of the table of calls; the heartbeat page numbers them from 1.
+SPECIAL_CALLS = (
+    "import", "nvmlInitWithFlags", "nvmlShutdown", "nvmlDeviceGetCount_v2", "enumerate", "nvmlEventSetCreate",
+    "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree", "nvmlDeviceGetFieldValues",
+    "nvmlGpmSampleGet", "nvmlGpmMigSampleGet", "nvmlGpmMetricsGet", "nvmlGpmSampleFree", "find_lost",
+    "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetProcessUtilization", "nvmlGpmQueryDeviceSupport",
+)
+EVENT_WAIT_NUMBER = 1 + SPECIAL_CALLS.index("nvmlEventSetWait_v2")
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
     """First message to the sampler: everything it needs to know."""
@@ -22,6 +31,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
     driver_time_budget_ratio: float = 0.01  # driver time / wall time per GPU above which sampling is shed
     collectors: tuple[str, ...] = ()  # opt-in collectors that are on
     quarantine: dict[str, int] = {}  # uuid -> NVML index of GPUs that must not be called: a call on them hung
+    known: dict[str, int] = {}  # uuid -> NVML index of every GPU seen before: a lost one cannot say who it is
     shed_seconds: float = 5.0  # driver time is judged over this long
     recover_seconds: float = 60.0  # within budget for this long before sampling is raised again
     reprobe_seconds: float = 600.0  # what the driver did not answer is asked again this often
