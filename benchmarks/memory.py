@@ -1,7 +1,8 @@
 """How much memory do the agent and its sampler take on 8 GPUs with everything on, and does it stay there?
 
-PSS of the agent and all its descendants, while /metrics is scraped once a second. The agent runs with --simulate, so
-the simulated kubelet and the world behind the library count too: a real node takes less.
+PSS of the agent and all its descendants, while /metrics is scraped once a second; the largest reading counts. PSS falls
+whenever another program maps the same libraries, so growth is told by anonymous memory alone, which nobody shares. The
+agent runs with --simulate: the simulated kubelet and the world behind the library count too.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def pss_mib(pid: int) -> float:
-    """Proportional set size of the process and its descendants: shared pages count once."""
+def size_mib(pid: int, row: str) -> float:
+    """One row of smaps_rollup, over the process and its descendants."""
     total = 0
     for each in family(pid):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(f"{row}:"):
                     total += int(line.split()[1])
     return total / 1024
 
@@ -75,14 +76,16 @@ def run() -> dict[str, float]:
         )
         try:
             start = time.monotonic()
-            marks: list[float] = []
+            largest = 0.0
+            anonymous: list[float] = []
             for until in (WARM_SECONDS, WARM_SECONDS + SOAK_SECONDS):
                 while time.monotonic() - start < until:
                     if agent.poll() is not None:
                         raise SystemExit(f"memory: the agent ended with status {agent.returncode}")
                     scrape(address)
+                    largest = max(largest, size_mib(agent.pid, "Pss"))
                     time.sleep(1)
-                marks.append(pss_mib(agent.pid))
+                anonymous.append(size_mib(agent.pid, "Pss_Anon"))
             if not scrape(address):
                 raise SystemExit(f"memory: no answer at {address}")
         finally:
@@ -91,10 +94,10 @@ def run() -> dict[str, float]:
                 agent.wait(20)
             except subprocess.TimeoutExpired:
                 agent.kill()
-    return {"memory_pss_mib": marks[1], "memory_growth_mib": marks[1] - marks[0]}
+    return {"memory_pss_mib": largest, "memory_anonymous_growth_mib": anonymous[1] - anonymous[0]}
 
 
-UNITS = {"memory_pss_mib": ("MiB", f"<={BOUND_MIB:g}"), "memory_growth_mib": ("MiB", "<=5")}
+UNITS = {"memory_pss_mib": ("MiB", f"<={BOUND_MIB:g}"), "memory_anonymous_growth_mib": ("MiB", "<=5")}
 
 if __name__ == "__main__":
     for name, value in run().items():
