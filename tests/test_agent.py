@@ -86,7 +86,7 @@ def test_every_gpu_is_up_with_figures_and_holders(agents: dict[str, Agent], prof
     assert set(scrape.by("source", "gpu_allocation_info")) == {"claim", "pod"}
     assert scrape.value("claimscope_agent_sampler_up") == 1
     assert scrape.value("claimscope_agent_nvml_up") == 1
-    assert scrape.find("claimscope_agent_sampler_restarts_total") == []
+    assert [row.value for row in scrape.find("claimscope_agent_sampler_restarts_total")] == [0, 0, 0, 0]
     assert scrape.find("claimscope_agent_attribution_unresolved_devices") == []
 
 
