@@ -528,3 +528,24 @@ def test_common_xids_stand_at_zero_for_each_whole_gpu_and_never_in_the_journal()
         *((MIG_GPU, xid, 0, 0) for xid in (13, 31, 43, 45, 48, 63, 64, 74, 92, 94, 95, 119, 120)),
     ]
     assert [xid.xid for xid in driver.ledger.to_state("boot", 0, WALL).xids] == [79]
+
+
+def test_memory_that_no_holder_can_be_given_is_the_rest() -> None:
+    driver = Driver()
+    driver.hold(0, share(A, GPU, 0.5), share(B, GPU, 0.5))
+    processes = (ProcessUse(pid=1, memory_used_bytes=100), ProcessUse(pid=2, memory_used_bytes=7))
+    driver.ledger.observe(window(GPU, 0, 1, last={"memory": 157.0}, processes=processes), {1: A})
+    accounts = driver.ledger.accounts(S)
+
+    assert driver.ledger.unattributed_gauges(accounts, S) == {GPU: {"memory": 57.0}}
+
+
+def test_only_mig_devices_of_a_cut_gpu_have_a_rest_of_memory() -> None:
+    driver = Driver(MIG_INVENTORY)
+    driver.hold(0, exclusive(A, LEAF_A))
+    driver.observe(window(MIG_GPU, 0, 1, last={"memory": 5.0}))
+    driver.observe(window(LEAF_A, 0, 1, last={"memory": 3.0}))
+    driver.observe(window(LEAF_B, 0, 1, last={"memory": 2.0}))
+    accounts = driver.ledger.accounts(S)
+
+    assert driver.ledger.unattributed_gauges(accounts, S) == {LEAF_A: {"memory": 0.0}, LEAF_B: {"memory": 2.0}}

@@ -378,6 +378,32 @@ class Ledger:
             if device.unattributed
         }
 
+    def unattributed_gauges(self, accounts: Iterable[Account], now_ns: int) -> dict[str, dict[str, float]]:
+        """Entity -> reading key -> present value that none of these accounts has, such as memory of no known process.
+
+        Of a GPU that is cut, only its MIG devices have a rest, so that nothing counts twice.
+        """
+        given: dict[tuple[str, str], float] = {}
+        for account in accounts:
+            for key, value in account.gauges.items():
+                given[account.entity, key] = given.get((account.entity, key), 0.0) + value
+        cut = {entity.parent for entity in self._entities.values()}
+        rests: dict[str, dict[str, float]] = {}
+        for uuid in self._entities.keys() - cut:
+            device = self._devices.get(uuid)
+            if device is None or device.window is None or uuid not in self._present:
+                continue
+            if now_ns - device.window.end_ns > GAUGE_MAX_AGE_NS:
+                continue
+            for key, value in device.window.last.items():
+                plan = self._plan_of(key)
+                if plan is None or plan.gauge is Split.NO or plan.scope is Scope.GPU:
+                    continue
+                rest = value - given.get((uuid, key), 0.0)
+                if rest >= 0.0:  # processes and memory are read at different moments and may contradict each other
+                    rests.setdefault(uuid, {})[key] = rest
+        return rests
+
     def accounts(self, now_ns: int) -> tuple[Account, ...]:
         """All accounts, those that ended less than five minutes ago included; forgets what is gone for longer."""
         self._forget(now_ns)  # here too: devices come and go while the kubelet does not answer

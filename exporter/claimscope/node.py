@@ -237,6 +237,11 @@ class Node:
     def publish(self, supervisor: SupervisorState) -> None:
         """Makes the Snapshot of this moment."""
         now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
+        accounts = self._ledger.accounts(now_ns)
+        unattributed = self._ledger.unattributed()
+        for uuid, rests in self._ledger.unattributed_gauges(accounts, now_ns).items():
+            present = {key: Total(value=rest, start_wall_ns=wall_ns) for key, rest in rests.items()}
+            unattributed[uuid] = unattributed.get(uuid, {}) | present
         self.snapshot = Snapshot(
             node=self.name,
             wall_ns=wall_ns,
@@ -246,8 +251,8 @@ class Node:
             windows=dict(self._windows),
             totals=self._known(self._ledger.totals()),
             extremes=self._extremes.view(wall_ns),
-            unattributed=self._known(self._ledger.unattributed()),
-            accounts=self._ledger.accounts(now_ns),
+            unattributed=self._known(unattributed),
+            accounts=accounts,
             holds=self._attribution.holds,
             xids=tuple(count for count in self._ledger.xids() if count.entity in self._appeared_ns),
             own=tuple(self._own(now_ns, supervisor)),
