@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -148,15 +149,18 @@ async def _publish(node: Node, supervisor: Supervisor) -> None:
 
 
 async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
+    """Writes the journal every few seconds and once more at the end."""
+    one_at_a_time = threading.Lock()  # a write that was cancelled goes on in its thread
     failed = False
-    stopping = False
-    while not stopping:
+
+    def write(journal: state.JournalState) -> None:
+        with one_at_a_time:
+            state.save(path, journal)
+
+    async def save() -> None:
+        nonlocal failed
         try:
-            await asyncio.sleep(JOURNAL_SECONDS)
-        except asyncio.CancelledError:
-            stopping = True
-        try:
-            await asyncio.to_thread(state.save, path, node.journal(boot_id))
+            await asyncio.to_thread(write, node.journal(boot_id))
         except state.JournalError as error:
             node.journal_failed()
             if not failed:
@@ -167,7 +171,13 @@ async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
             if failed:
                 logger.info("the journal %s is written again", path)
             failed = False
-    raise asyncio.CancelledError
+
+    try:
+        while True:
+            await asyncio.sleep(JOURNAL_SECONDS)
+            await save()
+    finally:
+        await save()
 
 
 async def _control(supervisor: Supervisor, path: str) -> None:

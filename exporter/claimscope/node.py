@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
@@ -66,7 +66,8 @@ class Node:
         self.name = name
         self._ledger = ledger
         self._extremes = Extremes(QUANTITIES)
-        self._process_pods = ProcessPods()
+        self._process_pods: defaultdict[str, ProcessPods] = defaultdict(ProcessPods)
+        self._owners_known: dict[str, tuple[tuple[int, ...], Attribution, Mapping[int, Holder]]] = {}
         self._observer_namespaces = observer_namespaces
         # A window older than this is not the present any more. One hung GPU stalls the windows of all until its
         # sampler is replaced, which must not make the others look lost.
@@ -107,11 +108,17 @@ class Node:
                 assert_never(message)
         self.changed.set()
 
-    def _owners(self, window: Window) -> dict[int, Holder] | None:
+    def _owners(self, window: Window) -> Mapping[int, Holder] | None:
+        """Asks /proc only when the processes or the holds have changed."""
         if not window.processes:
             return None
-        pods = self._process_pods.pods([process.pid for process in window.processes])
-        return owners(self._attribution.holds, window.entity, pods)
+        pids = tuple(process.pid for process in window.processes)
+        known = self._owners_known.get(window.entity)
+        if known is None or known[0] != pids or known[1] is not self._attribution:
+            pods = self._process_pods[window.entity].pods(pids)
+            known = (pids, self._attribution, owners(self._attribution.holds, window.entity, pods))
+            self._owners_known[window.entity] = known
+        return known[2]
 
     def _on_inventory(self, inventory: Inventory) -> None:
         before = self._inventory
@@ -130,6 +137,8 @@ class Node:
         now_ns = self.clock.monotonic_ns()
         self._appeared_ns = {uuid: self._appeared_ns.get(uuid, now_ns) for uuid in known}
         self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
+        for uuid in self._owners_known.keys() - known:
+            del self._owners_known[uuid], self._process_pods[uuid]
         self._new_listing.set()
 
     # What the kubelet and the API server say.
@@ -194,7 +203,8 @@ class Node:
                 if item not in self._attribution.unresolved:
                     logger.warning("device %s of %s/%s (%s) has no certain holder or is not known to NVML: %s",
                                    item.device, item.namespace, item.name, item.driver, item.reason)
-        self._attribution = found
+        if found != self._attribution:
+            self._attribution = found
         if self._inventory.error is None and not self._inventory.released and not self._slices_awaited():
             self._ledger.hold(found.holds, asked_ns, self.clock.wall_ns())
         self.changed.set()
