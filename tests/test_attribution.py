@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claimscope.attribution import Attribution, Unresolved, attribute, held_claims
+from claimscope.kube.objects import AttributeValue, RawList, ResourceSlice
 from claimscope.kube.podresources import decode_listing
 from claimscope.kube.slices import SliceStore
 from claimscope.kube.structs import (
-    AttributeValue,
     ClaimDevice,
     ClaimEntry,
     ClaimFacts,
@@ -23,8 +23,6 @@ from claimscope.kube.structs import (
     ContainerEntry,
     Listing,
     PodEntry,
-    RawList,
-    ResourceSlice,
     SliceDevice,
 )
 from claimscope.model import Device, Entity, Hold, Holder, Inventory, MigInstance, PodRef

@@ -23,7 +23,7 @@ from claimscope.kube.api import (
     ListWatch,
     discover,
 )
-from claimscope.kube.structs import Meta
+from claimscope.kube.objects import Meta
 from claimscope.sim.apiserver import RESOURCE_SLICES, HttpFault, Kind, SimApiServer
 
 THING = Kind(group="example.com", version="v1", plural="things", kind="Thing")

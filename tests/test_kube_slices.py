@@ -12,9 +12,10 @@ from claimscope.attribution import held_claims
 from claimscope.clock import ManualClock, SystemClock
 from claimscope.kube.api import Access, ApiClient, ApiError, ApiReason
 from claimscope.kube.claims import ClaimLookup
+from claimscope.kube.objects import RawList, ResourceSlice
 from claimscope.kube.podresources import decode_listing
 from claimscope.kube.slices import SliceStore, watch_slices
-from claimscope.kube.structs import ClaimFacts, ClaimResult, RawList, ResourceSlice, SliceDevice
+from claimscope.kube.structs import ClaimFacts, ClaimResult, SliceDevice
 from claimscope.sim.apiserver import RESOURCE_CLAIMS, RESOURCE_SLICES, HttpFault, Kind, SimApiServer
 
 RECORDINGS = Path(__file__).parent / "recordings"

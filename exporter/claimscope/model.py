@@ -163,6 +163,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """One series of a histogram family, as cumulative as Prometheus wants it."""
+
+    family: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...]  # upper bounds without +Inf, rising
+    counts: tuple[int, ...]  # observations per bucket, not cumulative; one more than bounds, the last is +Inf
+    sum: float
+    start_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
     """A monotone sum and when it began."""
 

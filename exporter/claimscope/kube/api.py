@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 
 from claimscope.clock import Clock
-from claimscope.kube.structs import ApiGroup, ApiResourceList, RawList, Status, Versioned, WatchLine
+from claimscope.kube.objects import ApiGroup, ApiResourceList, RawList, Status, Versioned, WatchLine
 
 log = logging.getLogger(__name__)
 

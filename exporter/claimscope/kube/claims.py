@@ -13,7 +13,8 @@ from typing import Final
 
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason, decode
-from claimscope.kube.structs import ClaimFacts, ClaimResult, ResourceClaim
+from claimscope.kube.objects import ResourceClaim
+from claimscope.kube.structs import ClaimFacts, ClaimResult
 
 ClaimKey = tuple[str, str, str]  # namespace, name, uid
 _REFUSED_SECONDS: Final = 60.0  # how long to leave the API server alone after it refused

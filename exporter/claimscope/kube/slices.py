@@ -15,7 +15,8 @@ from typing import Final
 
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, ListWatch, discover
-from claimscope.kube.structs import Attribute, AttributeValue, DeviceSpec, ResourceSlice, SliceDevice
+from claimscope.kube.objects import Attribute, AttributeValue, DeviceSpec, ResourceSlice
+from claimscope.kube.structs import SliceDevice
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
-"""What do the kubelet and the API server say, in types that name only the fields that are read.
+"""What does the node's part of the program get from the kubelet and the API server?
 
-Frozen dataclasses are what the rest of the program gets; `msgspec.Struct`s decode the API server's JSON. Importing
-this module loads neither gRPC nor HTTP.
+Importing this module loads neither gRPC nor HTTP.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
-AttributeValue = str | int | bool
+from claimscope.kube.objects import AttributeValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,163 +85,3 @@ class ClaimFacts:
 
     uid: str
     results: tuple[ClaimResult, ...] = ()
-
-
-# --- JSON of the API server. Go writes absent lists as null, so every list may be None. ---
-
-
-class Meta(msgspec.Struct, frozen=True, rename="camel"):
-    """metadata of an object."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-
-
-class ListMeta(msgspec.Struct, frozen=True, rename="camel"):
-    """metadata of a list."""
-
-    resource_version: str = ""
-
-
-class RawList(msgspec.Struct, frozen=True):
-    """A list of any kind, items still undecoded."""
-
-    metadata: ListMeta = ListMeta()
-    items: list[msgspec.Raw] | None = None
-
-
-class WatchLine(msgspec.Struct, frozen=True):
-    """One line of a watch."""
-
-    type: str
-    object: msgspec.Raw
-
-
-class Versioned(msgspec.Struct, frozen=True):
-    """Any object, for its metadata alone (bookmarks)."""
-
-    metadata: Meta = Meta()
-
-
-class Status(msgspec.Struct, frozen=True):
-    """metav1.Status: the body of a refusal and the object of an ERROR line."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-
-
-class GroupVersion(msgspec.Struct, frozen=True):
-    """One served version of an API group."""
-
-    version: str
-
-
-class ApiGroup(msgspec.Struct, frozen=True):
-    """The answer of /apis/<group>."""
-
-    versions: list[GroupVersion] | None = None
-
-
-class ApiResource(msgspec.Struct, frozen=True):
-    """One kind in a served version."""
-
-    name: str
-
-
-class ApiResourceList(msgspec.Struct, frozen=True):
-    """The answer of /apis/<group>/<version>."""
-
-    resources: list[ApiResource] | None = None
-
-
-class Attribute(msgspec.Struct, frozen=True):
-    """One attribute: one of the members is set (lists, alpha in 1.36, are not read)."""
-
-    string: str | None = None
-    version: str | None = None
-    int_: int | None = msgspec.field(name="int", default=None)
-    bool_: bool | None = msgspec.field(name="bool", default=None)
-
-    def value(self) -> AttributeValue | None:
-        """The value, or None where it has a shape that is not read."""
-        for value in (self.string, self.version, self.int_, self.bool_):
-            if value is not None:
-                return value
-        return None
-
-
-class BasicDevice(msgspec.Struct, frozen=True):
-    """`basic` of a v1beta1 device."""
-
-    attributes: dict[str, Attribute] | None = None
-
-
-class DeviceSpec(msgspec.Struct, frozen=True):
-    """One device of a slice, in the shapes of v1, v1beta2 (flat) and v1beta1 (basic)."""
-
-    name: str
-    attributes: dict[str, Attribute] | None = None
-    basic: BasicDevice | None = None
-
-
-class PoolSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """spec.pool of a slice."""
-
-    name: str
-    generation: int = 0
-    resource_slice_count: int = 1
-
-
-class SliceSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """spec of a slice."""
-
-    driver: str
-    pool: PoolSpec
-    node_name: str | None = None
-    devices: list[DeviceSpec] | None = None
-
-
-class ResourceSlice(msgspec.Struct, frozen=True):
-    """A ResourceSlice."""
-
-    metadata: Meta
-    spec: SliceSpec
-
-
-class DeviceResult(msgspec.Struct, frozen=True, rename="camel"):
-    """status.allocation.devices.results[] of a claim; the same in all versions."""
-
-    request: str
-    driver: str
-    pool: str
-    device: str
-    admin_access: bool | None = None
-    share_id: str | None = msgspec.field(name="shareID", default=None)
-
-
-class DeviceAllocation(msgspec.Struct, frozen=True):
-    """status.allocation.devices of a claim."""
-
-    results: list[DeviceResult] | None = None
-
-
-class Allocation(msgspec.Struct, frozen=True):
-    """status.allocation of a claim."""
-
-    devices: DeviceAllocation = DeviceAllocation()
-
-
-class ClaimStatus(msgspec.Struct, frozen=True):
-    """status of a claim."""
-
-    allocation: Allocation | None = None
-
-
-class ResourceClaim(msgspec.Struct, frozen=True):
-    """A ResourceClaim."""
-
-    metadata: Meta
-    status: ClaimStatus = ClaimStatus()

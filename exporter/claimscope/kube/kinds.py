@@ -1,0 +1,131 @@
+"""Which kinds does the controller follow, in which API versions, and what of them is kept?
+
+One row a kind. `name` is the label `resource` of the controller's own metrics and the key under which the cluster's
+state keeps the objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from claimscope.kube import objects
+
+# Extended resources that stand for accelerators. The names are each vendor's device plugin's.
+_ACCELERATORS: Final = re.compile(
+    r"^(nvidia\.com/(gpu|mig-|pgpu|vgpu)|amd\.com/gpu|gpu\.intel\.com/|intel\.com/gpu|google\.com/tpu|habana\.ai/|"
+    r"aws\.amazon\.com/neuron|deviceclass\.resource\.kubernetes\.io/|metax-tech\.com/gpu|huawei\.com/Ascend)"
+)
+
+EVENT_REASONS: Final = (
+    "FailedResourceClaimCreation",
+    "FailedPrepareDynamicResources",
+    "BindingConditionsPending",
+    "DeviceTaintManagerEviction",
+)
+
+
+def is_accelerator(resource: str) -> bool:
+    """True for names of extended resources that stand for GPUs and their like."""
+    return _ACCELERATORS.match(resource) is not None
+
+
+def accelerators_of(pod: objects.Pod) -> dict[str, int]:
+    """How many of each accelerator resource the containers of a pod ask for, without zeros."""
+    asked: dict[str, int] = {}
+    for container in _containers(pod):
+        limits = (container.resources.limits if container.resources else None) or {}
+        for name, text in limits.items():
+            if is_accelerator(name) and str(text).isdigit() and int(text) > 0:
+                asked[name] = asked.get(name, 0) + int(text)
+    return asked
+
+
+def _containers(pod: objects.Pod) -> Iterator[objects.Container]:
+    yield from pod.spec.containers or ()
+
+
+def pod_matters(pod: objects.Pod) -> bool:
+    """False for pods that have to do with no device; they are dropped as soon as they are decoded."""
+    return bool(
+        pod.spec.resource_claims or pod.status.extended_resource_claim_status is not None or accelerators_of(pod)
+    )
+
+
+def _anything(_: Any) -> bool:  # noqa: ANN401 - of whatever kind the row is
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedKind:
+    """One row."""
+
+    name: str
+    group: str  # "" is the core group
+    versions: tuple[str, ...]  # best first; the first one served is taken
+    plural: str
+    kind: type[Any]  # the struct it is decoded to
+    keep: Callable[[Any], bool] = _anything
+    params: dict[str, str] = field(default_factory=dict)  # field and label selectors
+    namespace: str | None = None  # only this namespace
+    required: bool = True  # False: its absence (not served, 403) does not keep the controller from being ready
+    about: str = ""  # what is missing without it, for logs and doctor
+
+
+RESOURCE_VERSIONS: Final = ("v1", "v1beta2")
+
+
+def watched_kinds(own_namespace: str) -> tuple[WatchedKind, ...]:
+    """Every row. Agents' Leases are looked for in `own_namespace` alone."""
+    resource = objects.RESOURCE_GROUP
+    return (
+        WatchedKind(
+            name="resourceclaims", group=resource, versions=RESOURCE_VERSIONS, plural="resourceclaims",
+            kind=objects.ResourceClaim, about="without claims there is nothing to show",
+        ),
+        WatchedKind(
+            name="resourceslices", group=resource, versions=RESOURCE_VERSIONS, plural="resourceslices",
+            kind=objects.ResourceSlice, about="capacity and most causes of pending claims are unknown",
+        ),
+        WatchedKind(
+            name="deviceclasses", group=resource, versions=RESOURCE_VERSIONS, plural="deviceclasses",
+            kind=objects.DeviceClass, about="capacity per class and most causes of pending claims are unknown",
+        ),
+        WatchedKind(
+            name="resourceclaimtemplates", group=resource, versions=RESOURCE_VERSIONS,
+            plural="resourceclaimtemplates", kind=objects.ResourceClaimTemplate, required=False,
+            about="a missing template is not recognised as a cause",
+        ),
+        WatchedKind(
+            name="devicetaintrules", group=resource, versions=("v1", "v1beta2"), plural="devicetaintrules",
+            kind=objects.DeviceTaintRule, required=False,
+            about="taints by rule are unknown (the API is on by default from Kubernetes 1.37)",
+        ),
+        WatchedKind(
+            name="pods", group="", versions=("v1",), plural="pods", kind=objects.Pod, keep=pod_matters,
+            about="phases after allocation and what pods wait for are unknown",
+        ),
+        WatchedKind(
+            name="nodes", group="", versions=("v1",), plural="nodes", kind=objects.Node, required=False,
+            about="migration, drift and node selectors are unknown",
+        ),
+        WatchedKind(
+            name="resourcequotas", group="", versions=("v1",), plural="resourcequotas",
+            kind=objects.ResourceQuota, required=False, about="quota use is unknown",
+        ),
+        WatchedKind(
+            name="leases", group="coordination.k8s.io", versions=("v1",), plural="leases", kind=objects.Lease,
+            namespace=own_namespace, required=False, params={"labelSelector": "app.kubernetes.io/component=agent"},
+            about="the agents' heartbeats are unknown",
+        ),
+        *(
+            WatchedKind(
+                name=f"events/{reason}", group="", versions=("v1",), plural="events", kind=objects.Event,
+                params={"fieldSelector": f"reason={reason}"}, required=False,
+                about="what the claim controller, the scheduler and kubelets say about pods is unknown",
+            )
+            for reason in EVENT_REASONS
+        ),
+    )

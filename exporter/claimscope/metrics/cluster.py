@@ -1,0 +1,139 @@
+"""Which families tell about claims and devices cluster-wide? The controller serves them; pure data and two helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from claimscope.metrics.spec import Family, Type, Unit
+from claimscope.model import Histogram, Sample
+
+CLAIM_LABELS = ("namespace", "resourceclaim", "claim_uid")
+WAIT_LABELS = (*CLAIM_LABELS, "pod", "deviceclass")
+DEVICE_KEY_LABELS = ("driver", "pool", "device")
+
+
+def _row(name: str, kind: Type, labels: tuple[str, ...], about: str, unit: Unit = Unit.ONE) -> Family:
+    return Family(name=name, help=about, type=kind, unit=unit, labels=labels)
+
+
+_GAUGE, _COUNTER, _INFO, _HISTOGRAM = Type.GAUGE, Type.COUNTER, Type.INFO, Type.HISTOGRAM
+_SECONDS = Unit.SECONDS
+
+_ROWS = (
+    # One claim.
+    _row(
+        "dra_claim_info", _INFO,
+        (*CLAIM_LABELS, "deviceclass", "template", "source", "alternative", "workload_kind", "workload", "pod_group",
+         "queue"),
+        "What a ResourceClaim is: its device class, where it came from, which alternative of a prioritized list it got, "
+        "and the workload, gang and queue behind it.",
+    ),
+    _row(
+        "kube_resourceclaim_status_allocation_state", _GAUGE, (*CLAIM_LABELS, "state"),
+        "1 for the state that the claim is in; other states have no series.",
+    ),
+    _row("dra_claim_created_timestamp_seconds", _GAUGE, CLAIM_LABELS, "Unix time at which the claim was created.",
+         _SECONDS),
+    _row("dra_claim_allocated_timestamp_seconds", _GAUGE, CLAIM_LABELS,
+         "Unix time at which the present allocation was made, where it is known.", _SECONDS),
+    _row("dra_claim_requested_devices", _GAUGE, CLAIM_LABELS,
+         "Devices the claim asks for; absent where it asks for all that match."),
+    _row(
+        "dra_claim_device_info", _INFO,
+        (*CLAIM_LABELS, "request", *DEVICE_KEY_LABELS, "uuid", "node", "share_id", "admin_access"),
+        "A device that the claim is allocated.",
+    ),
+    _row("dra_claim_consumed_capacity", _GAUGE, (*CLAIM_LABELS, *DEVICE_KEY_LABELS, "share_id", "capacity"),
+         "Part of a shared device's capacity that the claim takes, in the capacity's own unit."),
+    _row("dra_claim_device_health", _GAUGE, (*CLAIM_LABELS, *DEVICE_KEY_LABELS, "health"),
+         "1 for the health that the kubelet reports for a device of the claim; unknown is what drivers without a "
+         "health service get, and no reason to worry."),
+    _row("dra_claim_unreferenced", _GAUGE, CLAIM_LABELS,
+         "1 for a pending claim that no pod wants: allocation waits for a pod, so this is no fault."),
+    _row("dra_claim_leaked", _GAUGE, CLAIM_LABELS,
+         "1 for a claim that holds devices although nothing has reserved it for more than a minute."),
+    _row("dra_claim_held_not_running_seconds", _GAUGE, (*CLAIM_LABELS, "doing"),
+         "How long the claim has held devices without a running container, and what its pod does instead.", _SECONDS),
+    # Claims that wait.
+    _row("dra_claim_pending_seconds", _GAUGE, WAIT_LABELS,
+         "How long a claim that a pod needs has not been ready; the claim's name is empty while none could be made "
+         "from its template.", _SECONDS),
+    _row("dra_claim_pending_reason", _GAUGE, (*WAIT_LABELS, "reason"), "1 for the cause for which the claim waits."),
+    # Durations and outcomes.
+    _row("dra_allocation_duration_seconds", _HISTOGRAM, ("deviceclass", "phase"),
+         "Time that a claim's way to a running container took, in disjoint phases.", _SECONDS),
+    _row("dra_claim_ready_duration_seconds", _HISTOGRAM, ("deviceclass",),
+         "Time from when a claim was needed until a container that uses it ran.", _SECONDS),
+    _row("dra_claim_lifetime_seconds", _HISTOGRAM, ("deviceclass", "outcome"),
+         "Time from a claim's creation to its deletion.", _SECONDS),
+    _row("dra_claims_completed_total", _COUNTER, ("namespace", "deviceclass", "outcome"),
+         "Claims that were released or deleted, by how far they had come."),
+    _row("dra_claim_evictions_total", _COUNTER, ("namespace", "deviceclass"),
+         "Pods evicted because of a NoExecute taint on a device of their claim."),
+    # Capacity.
+    _row("dra_pool_devices", _GAUGE, ("driver", "pool", "deviceclass", "state"),
+         "Published devices by what can be done with them: the states exclude each other and add up to the devices of "
+         "the class in the pool."),
+    _row("dra_pool_complete", _GAUGE, ("driver", "pool"),
+         "1 where every slice of the pool's newest generation is published."),
+    _row("dra_pool_counter_capacity", _GAUGE, ("driver", "pool", "counter_set", "counter"),
+         "What a set of shared counters holds, in the counter's own unit."),
+    _row("dra_pool_counter_consumed", _GAUGE, ("driver", "pool", "counter_set", "counter"),
+         "What allocated devices take from a set of shared counters."),
+    _row("dra_device_shared_capacity", _GAUGE, (*DEVICE_KEY_LABELS, "capacity"),
+         "Capacity of a device that several claims may share, in the capacity's own unit."),
+    _row("dra_device_shared_capacity_consumed", _GAUGE, (*DEVICE_KEY_LABELS, "capacity"),
+         "Capacity of a shared device that claims take."),
+    _row("dra_class_largest_claim_devices", _GAUGE, ("deviceclass",),
+         "Devices of the largest claim of the class that would still fit on one node."),
+    # Taints.
+    _row("dra_device_taint_info", _INFO, (*DEVICE_KEY_LABELS, "node", "uuid", "key", "value", "effect", "rule"),
+         "A taint on a device; `rule` is the DeviceTaintRule, empty where the driver's slice carries it."),
+    _row("dra_taint_rule_devices", _GAUGE, ("rule", "key", "effect"),
+         "Published devices that a DeviceTaintRule selects."),
+    _row("dra_constraint_violations_total", _COUNTER, ("deviceclass", "constraint"),
+         "Times that a claim, a device and a constraint entered violation while the claim was allocated."),
+    # Quota.
+    _row("dra_quota_devices", _GAUGE, ("namespace", "resourcequota", "deviceclass", "type"),
+         "Devices of a class that a quota allows (hard) and counts (used)."),
+    _row("dra_quota_claims", _GAUGE, ("namespace", "resourcequota", "type"),
+         "ResourceClaims that a quota allows (hard) and counts (used)."),
+    # Migration from device plugin to DRA.
+    _row("dra_migration_pods", _GAUGE, ("namespace", "kind"),
+         "Active pods that use accelerators, by how they ask: device_plugin, extended_resource (served by DRA), claim."),
+    _row("dra_migration_devices", _GAUGE, ("namespace", "kind"),
+         "Accelerators that active pods hold or ask for, by how they ask."),
+    _row("dra_node_mode_info", _INFO, ("node", "mode"),
+         "How a node hands out accelerators: device_plugin, dra, both, none."),
+    _row("dra_node_devices_advertised_twice", _GAUGE, ("node", "resource"),
+         "Devices that a node offers through a device plugin and through DRA at once."),
+    _row("dra_node_drift_info", _INFO, ("node", "model", "fact", "value", "majority"),
+         "A fact in which a node's devices differ from most devices of the same model."),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def _labels(family: Family, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(zip(family.labels, values, strict=True))
+
+
+def sample(name: str, value: float, *label_values: str, start_ns: int | None = None) -> Sample:
+    """A sample of a cluster family; label values in the family's order, none left out."""
+    return Sample(family=name, labels=_labels(FAMILIES[name], label_values), value=value, start_ns=start_ns)
+
+
+def histogram(
+    name: str,
+    bounds: tuple[float, ...],
+    counts: tuple[int, ...],
+    total: float,
+    *label_values: str,
+    start_ns: int | None = None,
+) -> Histogram:
+    """One series of a histogram family; `counts` are per bucket, with the one above all bounds at the end."""
+    return Histogram(
+        family=name, labels=_labels(FAMILIES[name], label_values), bounds=bounds, counts=counts, sum=total,
+        start_ns=start_ns,
+    )

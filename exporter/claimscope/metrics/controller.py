@@ -1,0 +1,62 @@
+"""Which families does the controller expose about itself?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from claimscope.metrics.spec import Family, Type, Unit
+from claimscope.model import Sample
+
+PREFIX = "claimscope_controller_"
+
+
+def _row(name: str, kind: Type, about: str, *labels: str, unit: Unit = Unit.ONE) -> Family:
+    return Family(name=PREFIX + name, help=about, type=kind, unit=unit, labels=labels)
+
+
+_GAUGE, _COUNTER, _SECONDS = Type.GAUGE, Type.COUNTER, Unit.SECONDS
+
+_ROWS = (
+    _row("build_info", Type.INFO, "Which claimscope this is.", "version", "revision", "python"),
+    _row("leader", _GAUGE, "1 while this replica leads: it alone watches and serves the cluster's series."),
+    _row("leader_changes_total", _COUNTER, "Times that this replica began to lead."),
+    _row("lease_errors_total", _COUNTER, "Failed attempts to take or renew the lease.", "reason"),
+    # Watches.
+    _row("watch_up", _GAUGE, "1 while a kind is listed and its watch is open.", "resource"),
+    _row("watch_served", _GAUGE, "0 for a kind that the API server does not serve or may not be read.", "resource"),
+    _row("watch_last_event_timestamp_seconds", _GAUGE,
+         "Unix time at which a watch last brought an event, a bookmark or an orderly end.", "resource", unit=_SECONDS),
+    _row("watch_lists_total", _COUNTER, "Lists read: the first one, and one after each gap.", "resource"),
+    _row("watch_events_total", _COUNTER, "Events that watches brought, bookmarks left out.", "resource"),
+    _row("watch_errors_total", _COUNTER, "Failed lists and watches.", "resource", "reason"),
+    _row("watch_undecodable_total", _COUNTER, "Objects that could not be decoded and were left out.", "resource"),
+    _row("objects", _GAUGE, "Objects known now, after dropping those that have to do with no device.", "resource"),
+    # Work.
+    _row("publish_seconds_total", _COUNTER, "Time spent making what is served.", unit=_SECONDS),
+    _row("publishes_total", _COUNTER, "Snapshots made."),
+    _row("publish_lag_seconds", _GAUGE, "Age of the oldest event that the newest snapshot was made of.",
+         unit=_SECONDS),
+    _row("skipped_durations_total", _COUNTER,
+         "Durations that were not counted, since an end was not seen or clocks disagree.", "phase", "reason"),
+    _row("selector_evaluations_total", _COUNTER, "CEL selectors evaluated, by what came out.", "result"),
+    _row("selector_worker_restarts_total", _COUNTER, "Processes evaluating CEL that had to be replaced.", "reason"),
+    _row("selector_engine_up", _GAUGE, "1 while CEL selectors can be evaluated."),
+    # Agents.
+    _row("agent_lease_renew_timestamp_seconds", _GAUGE, "Unix time of an agent's last heartbeat.", "node",
+         unit=_SECONDS),
+    # The web side.
+    _row("scrapes_total", _COUNTER, "Answers to /metrics, by HTTP status.", "code"),
+    _row("scrape_seconds_total", _COUNTER, "Time between a scrape's arrival and its last byte.", unit=_SECONDS),
+    _row("render_seconds_total", _COUNTER, "Time spent making expositions.", unit=_SECONDS),
+    _row("scrape_response_bytes", _GAUGE, "Size of the newest exposition before compression.", unit=Unit.BYTES),
+    _row("series", _GAUGE, "Series in this answer, by layer.", "layer"),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def own(name: str, value: float, *label_values: str) -> Sample:
+    """A sample of `claimscope_controller_<name>`; label values in the family's order, none left out."""
+    family = FAMILIES[PREFIX + name]
+    return Sample(family=family.name, labels=tuple(zip(family.labels, label_values, strict=True)), value=value)
