@@ -26,7 +26,7 @@ _ROWS = (
         "dra_claim_info", _INFO,
         (*CLAIM_LABELS, "deviceclass", "template", "source", "alternative", "workload_kind", "workload", "pod_group",
          "queue"),
-        "What a ResourceClaim is: its device class, where it came from, which alternative of a prioritized list it got, "
+        "What a ResourceClaim is: its device class, its source, which alternative of a prioritized list it got, "
         "and the workload, gang and queue behind it.",
     ),
     _row(
@@ -101,7 +101,7 @@ _ROWS = (
          "ResourceClaims that a quota allows (hard) and counts (used)."),
     # Migration from device plugin to DRA.
     _row("dra_migration_pods", _GAUGE, ("namespace", "kind"),
-         "Active pods that use accelerators, by how they ask: device_plugin, extended_resource (served by DRA), claim."),
+         "Active pods that use accelerators, by how they ask: device_plugin, extended_resource (by DRA), claim."),
     _row("dra_migration_devices", _GAUGE, ("namespace", "kind"),
          "Accelerators that active pods hold or ask for, by how they ask."),
     _row("dra_node_mode_info", _INFO, ("node", "mode"),
