@@ -1,7 +1,8 @@
 """What can be configured, within which bounds, and where a setting came from.
 
-One table, the fields of `Config`: flags, environment variables, keys of the YAML file, validation and
-docs/configuration.md all follow from it. Nothing here reads a file or the environment; `cli.py` hands both in.
+One table per part, the fields of `Config` (the agent) and of `ControllerConfig`: flags, environment variables, keys of
+the YAML file, validation and docs/configuration.md all follow from them. Nothing here reads a file or the environment;
+`cli.py` hands both in.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -24,10 +26,17 @@ Profile = Literal["h100x8", "a100x8-mig", "b200x8", "l40sx4"]
 Collector = Literal["nvlink-per-link", "processes"]
 Attribution = Literal["kubelet", "off"]
 ApiServer = Literal["auto", "off"]
+LeaderElection = Literal["on", "off"]
+ClaimSeries = Literal["all", "essential", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
 PROFILES: tuple[str, ...] = get_args(Profile)
+
+_API_SERVER_URL = (
+    "Base URL of an API server on this machine that wants no credentials, such as `kubectl proxy`: "
+    "`http://127.0.0.1:8001`. Unset: as the kubeconfig or the pod says."
+)
 
 
 class ConfigError(Exception):
@@ -89,6 +98,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kubeconfig: Annotated[
         str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
     ] = None
+    api_server_url: Annotated[str | None, Meta(description=_API_SERVER_URL)] = None
+    lease_namespace: Annotated[
+        str | None,
+        Meta(description="Namespace of the Lease by which this agent shows that it is alive. Unset: the pod's own; "
+             "empty: no Lease is written.", extra={"keeps_empty": True}),
+    ] = None
     state_file: Annotated[
         str, Meta(description="Journal that accounts survive a restart in. Empty: they do not.")
     ] = "/var/lib/claimscope/agent.json"
@@ -107,6 +122,64 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def listen(self) -> tuple[str, int]:
         """Host (empty: every address) and port of the web server."""
         return split_address(self.web_listen_address)
+
+
+class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The controller's settings, written as the agent's are."""
+
+    web_listen_address: Annotated[
+        str,
+        Meta(description="Address that /metrics is served on: `:19401`, `127.0.0.1:19401` or `[::1]:19401`."),
+    ] = ":19401"
+    kubeconfig: Annotated[
+        str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
+    ] = None
+    api_server_url: Annotated[str | None, Meta(description=_API_SERVER_URL)] = None
+    namespace: Annotated[
+        str | None,
+        Meta(description="Namespace that holds the controller's Lease and those of the agents. Unset: the pod's own, "
+             "outside a cluster `claimscope`."),
+    ] = None
+    leader_election: Annotated[
+        LeaderElection,
+        Meta(description="Whether replicas agree by Lease on one that watches; `off` where there is only ever one."),
+    ] = "on"
+    lease_name: Annotated[str, Meta(description="Name of the Lease that the leader holds.")] = "claimscope-controller"
+    identity: Annotated[
+        str, Meta(description="Name of this replica in the Lease. Empty: the host name, in a pod the pod's name.")
+    ] = ""
+    lease_seconds: Annotated[
+        float,
+        Meta(ge=3, le=600, description="Seconds after which a leader that no longer renews its Lease is replaced."),
+    ] = 15.0
+    claim_series: Annotated[
+        ClaimSeries,
+        Meta(description="Series per claim: `essential` leaves out all but info, state and what calls for action; "
+             "`off` leaves only claims that wait."),
+    ] = "all"
+    log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
+    log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
+
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Host (empty: every address) and port of the web server."""
+        return split_address(self.web_listen_address)
+
+
+AnyConfig = Config | ControllerConfig
+Built = TypeVar("Built", Config, ControllerConfig)
+
+
+def check_loopback_url(text: str) -> str:
+    """The base URL of an API server without credentials; raises ValueError where it is none, or on another machine."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"`{text}` is not http://HOST:PORT")
+    if parts.hostname != "localhost" and parts.hostname != "::1" and not parts.hostname.startswith("127."):
+        raise ValueError(
+            f"`{parts.hostname}` is another machine, and this way carries no credentials: use --kubeconfig for it"
+        )
+    return text
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -129,6 +202,7 @@ class Field:
     description: str
     choices: tuple[str, ...]
     is_list: bool
+    keeps_empty: bool  # an empty text is a value of its own; elsewhere it unsets what has no default
     lowest: str  # lower bound for people: "1", "just above 0"; empty: none
     highest: str
 
@@ -149,11 +223,11 @@ def _choices(of: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
     return tuple(choice for argument in get_args(of) for choice in _choices(argument))
 
 
-def fields() -> tuple[Field, ...]:
-    """Every setting, in the order of the documentation."""
-    hints = get_type_hints(Config, include_extras=True)
+def fields(of: type[AnyConfig] = Config) -> tuple[Field, ...]:
+    """Every setting of a part, in the order of the documentation."""
+    hints = get_type_hints(of, include_extras=True)
     made: list[Field] = []
-    for info in msgspec.structs.fields(Config):
+    for info in msgspec.structs.fields(of):
         annotated = hints[info.name]
         bare, meta = get_args(annotated)
         lowest = "" if meta.ge is None else f"{meta.ge:g}"
@@ -165,6 +239,7 @@ def fields() -> tuple[Field, ...]:
                 description=meta.description,
                 choices=_choices(bare),
                 is_list=get_origin(bare) is tuple,
+                keeps_empty=bool((meta.extra or {}).get("keeps_empty")),
                 lowest=lowest if meta.gt is None else f"just above {meta.gt:g}",
                 highest=f"{meta.le:g}" if meta.le is not None else "",
             )
@@ -189,7 +264,7 @@ def did_you_mean(word: str, known: tuple[str, ...]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
 
 
-def from_file(text: str, name: str) -> Iterator[Setting]:
+def from_file(text: str, name: str, of: type[AnyConfig] = Config) -> Iterator[Setting]:
     """The settings of a YAML file; raises ConfigError with file, line and column."""
     if len(text) > _FILE_BYTES_MAX:
         raise ConfigError(f"{name}: more than {_FILE_BYTES_MAX} bytes: this is not a configuration file")
@@ -206,7 +281,7 @@ def from_file(text: str, name: str) -> Iterator[Setting]:
         return
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{name}:{root.start_mark.line + 1}:1: expected `key: value` lines")
-    known = {field.key: field for field in fields()}
+    known = {field.key: field for field in fields(of)}
     seen: set[str] = set()
     for key_node, value_node in root.value:
         at = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
@@ -223,9 +298,9 @@ def from_file(text: str, name: str) -> Iterator[Setting]:
         yield Setting(key=key, value=value, where=at, strict=True)
 
 
-def from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
+def from_environment(environment: Mapping[str, str], of: type[AnyConfig] = Config) -> Iterator[Setting]:
     """The settings of the environment. Other CLAIMSCOPE_ variables are left alone: a Service makes some."""
-    for field in fields():
+    for field in fields(of):
         value = environment.get(field.variable)
         if value is not None:
             yield Setting(
@@ -233,9 +308,9 @@ def from_environment(environment: Mapping[str, str]) -> Iterator[Setting]:
             )
 
 
-def from_flags(flags: Mapping[str, str | None]) -> Iterator[Setting]:
+def from_flags(flags: Mapping[str, str | None], of: type[AnyConfig] = Config) -> Iterator[Setting]:
     """The settings of the command line; None stands for a flag that was not given."""
-    for field in fields():
+    for field in fields(of):
         value = flags.get(field.key)
         if value is not None:
             yield Setting(key=field.key, value=value, where=field.flag, strict=False)
@@ -252,7 +327,7 @@ def _convert(setting: Setting, field: Field) -> object:
     if isinstance(value, str) and not setting.strict:
         if field.is_list:
             value = [part.strip() for part in value.split(",") if part.strip()]
-        elif value == "" and field.default is None:
+        elif value == "" and field.default is None and not field.keeps_empty:
             return None
     if field.choices:
         for word in value if isinstance(value, list) else [value]:
@@ -288,26 +363,43 @@ def _number(value: object) -> float:
         return 0.0
 
 
-_CHECKS: Mapping[str, Callable[[str], object]] = {"web_listen_address": split_address}
+_CHECKS: Mapping[str, Callable[[str], object]] = {
+    "web_listen_address": split_address,
+    "api_server_url": check_loopback_url,
+}
 
 
-def build(*layers: Iterator[Setting]) -> Config:
+@overload
+def build(*layers: Iterator[Setting]) -> Config: ...
+@overload
+def build(*layers: Iterator[Setting], of: type[Built]) -> Built: ...
+def build(*layers: Iterator[Setting], of: type[Any] = Config) -> AnyConfig:
     """The configuration that the layers add up to; a later layer wins. Raises ConfigError."""
-    known = {field.key: field for field in fields()}
+    known = {field.key: field for field in fields(of)}
     where: dict[str, str] = {}
     values: dict[str, Any] = {}
     for layer in layers:
         for setting in layer:
             values[setting.key] = _convert(setting, known[setting.key])
             where[setting.key] = setting.where
-    config = Config(**values)
+    config: AnyConfig = of(**values)
+    if config.api_server_url is not None and config.kubeconfig is not None:
+        raise ConfigError(
+            f"{where['api_server_url']}: --kubeconfig {config.kubeconfig} names an API server as well: leave one of "
+            "them out"
+        )
+    if isinstance(config, Config):
+        _check_agent(config, where)
+    return config
+
+
+def _check_agent(config: Config, where: Mapping[str, str]) -> None:
     if config.scenario is not None and config.simulate is None:
         raise ConfigError(f"{where['scenario']}: a scenario needs a simulated node: add --simulate PROFILE")
     if config.simulate is not None and config.nvml_library is not None:
         raise ConfigError(
             f"{where['nvml_library']}: --simulate {config.simulate} brings its own library: leave one of them out"
         )
-    return config
 
 
 def with_node_name(config: Config, node_name: str) -> Config:
@@ -334,22 +426,32 @@ def _values_text(field: Field) -> str:
     return _bounds(field)
 
 
-def document() -> str:
-    """docs/configuration.md, whole."""
+def _table(of: type[AnyConfig]) -> str:
     rows = "\n".join(
         f"| `{field.flag}` | {_default_text(field)} | {_values_text(field)} | {field.description} |"
-        for field in fields()
+        for field in fields(of)
     )
+    return f"| flag | default | values | meaning |\n|---|---|---|---|\n{rows}\n"
+
+
+def document() -> str:
+    """docs/configuration.md, whole."""
     return f"""\
 <!-- Written by `make docs` from exporter/claimscope/config.py. -->
-# Configuration of the agent
+# Configuration
 
 Every setting is a flag (`--sampling-hz 5`), an environment variable (`CLAIMSCOPE_SAMPLING_HZ=5`) and a key of the
 YAML file that `--config FILE` or `CLAIMSCOPE_CONFIG` names (`sampling_hz: 5`). A flag wins over the environment, the
 environment over the file. A list is written with commas in flags and variables. An unknown flag, key or value is an
 error that names its place; the exit code is then 2.
 
-| flag | default | values | meaning |
-|---|---|---|---|
-{rows}
-"""
+## Agent
+
+`claimscope agent` and `claimscope doctor` take these.
+
+{_table(Config)}
+## Controller
+
+`claimscope controller` takes these.
+
+{_table(ControllerConfig)}"""

@@ -286,6 +286,8 @@ class Cluster:
         if kind.startswith("events/"):
             if obj is not None:
                 self._put_event(obj)
+            elif gone is not None:
+                self._drop_event(gone)
             return [Change(kind=kind, before=None, after=obj, listed=listed)]
         table = self._table(kind)
         before = table.get(identity)
@@ -373,6 +375,13 @@ class Cluster:
         known = by_pod.get((str(key), about.uid))
         if known is None or event_wall(event) >= event_wall(known):
             by_pod[(str(key), about.uid)] = event
+
+    def _drop_event(self, event: Event) -> None:
+        """Events expire after an hour; what was said about a pod that still exists stands."""
+        about = event.involved_object
+        key = Key(about.namespace or event.metadata.namespace, about.name)
+        if key not in self.pods:
+            self._events.get(event.reason, {}).pop((str(key), about.uid), None)
 
     def _put_slice(self, name: str, published: ResourceSlice | None) -> None:
         before = self._slices.pop(name, None)
