@@ -6,12 +6,10 @@ from pathlib import Path
 
 from claimscope import config
 from claimscope.export import docs
-from claimscope.export.collect import Collector
-from claimscope.metrics.tables import QUANTITIES
 
 
 def _metrics() -> str:
-    return docs.markdown(Collector(QUANTITIES).families, QUANTITIES)
+    return docs.markdown(docs.all_families(), docs.QUANTITIES)
 
 
 PAGES = {"configuration.md": config.document, "metrics.md": _metrics}

@@ -48,6 +48,18 @@ def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProce
             {"CLAIMSCOPE_SAMPLING_HZ": "fast"},
             "environment variable CLAIMSCOPE_SAMPLING_HZ: `fast` is not a number from 1 to 20",
         ),
+        (["controller", "--claim-sries", "all"], {}, "No such option '--claim-sries'. Did you mean '--claim-series'?"),
+        (["controller", "--lease-seconds", "1"], {}, "--lease-seconds: `1` is not a number from 3 to 600"),
+        (
+            ["explain", "claim", "train"],
+            {},
+            "`train` is not NAMESPACE/NAME of a ResourceClaim, such as team-a/train-gpus",
+        ),
+        (
+            ["explain", "claim", "a/b/c"],
+            {},
+            "`a/b/c` is not NAMESPACE/NAME of a ResourceClaim, such as team-a/train-gpus",
+        ),
         (["agent", "--config", "/nowhere.yaml"], {}, "configuration file /nowhere.yaml: No such file or directory"),
     ],
 )
@@ -70,6 +82,11 @@ def test_version_and_help() -> None:
     assert claimscope("--version").stdout == "claimscope 0.1.0\n"
     text = claimscope("agent", "--help").stdout
     assert all(flag in text for flag in ("--simulate", "--nvml-library", "--pod-resources-socket", "--node-name"))
+
+
+def test_metrics_of_both_parts_are_listed() -> None:
+    listed = {entry["name"] for entry in json.loads(claimscope("metrics", "--format", "json").stdout)}
+    assert {"gpu_power_watts", "dra_claim_pending_reason", "claimscope_controller_leader"} <= listed
 
 
 def test_control_without_an_agent_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claimscope import config
-from claimscope.config import Config, ConfigError, build, from_environment, from_file, from_flags
+from claimscope.config import Config, ConfigError, ControllerConfig, build, from_environment, from_file, from_flags
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,6 +137,68 @@ def test_any_text_is_a_configuration_or_one_line_of_complaint(text: str) -> None
 def test_any_value_of_any_flag_is_taken_or_named(field: config.Field, value: str) -> None:
     flags = {"simulate": "h100x8" if field.key == "scenario" else None, field.key: value}
     assert (complaint(lambda: from_flags(flags)) or "--").startswith("--")
+
+
+def test_the_controller_reads_its_own_settings() -> None:
+    built = build(
+        from_file("lease_seconds: 30\nleader_election: off\n", "c.yaml", ControllerConfig),
+        from_environment({"CLAIMSCOPE_LEASE_SECONDS": "20", "CLAIMSCOPE_SAMPLING_HZ": "no concern"}, ControllerConfig),
+        from_flags({"claim_series": "essential"}, ControllerConfig),
+        of=ControllerConfig,
+    )
+
+    assert built == ControllerConfig(lease_seconds=20, leader_election="off", claim_series="essential")
+    assert built.listen == ("", 19401)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"lease_seconds": "1"}, "--lease-seconds: `1` is not a number from 3 to 600"),
+        ({"lease_seconds": "4.5"}, "--lease-seconds: `4.5` is not a number from 3 to 600"),
+        ({"leader_election": "of"}, "--leader-election: unknown value `of`: did you mean `off`?"),
+        (
+            {"api_server_url": "https://10.0.0.1:6443"},
+            "--api-server-url: `10.0.0.1` is another machine, and this way carries no credentials: use --kubeconfig "
+            "for it",
+        ),
+        ({"api_server_url": "127.0.0.1:8001"}, "--api-server-url: `127.0.0.1:8001` is not http://HOST:PORT"),
+        ({"api_server_url": "http://[::1"}, "--api-server-url: Invalid IPv6 URL"),
+        (
+            {"api_server_url": "http://127.0.0.1:8001", "kubeconfig": "/k"},
+            "--api-server-url: --kubeconfig /k names an API server as well: leave one of them out",
+        ),
+    ],
+)
+def test_a_mistake_on_the_controllers_command_line(flags: dict[str, str | None], expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        build(from_flags(flags, ControllerConfig), of=ControllerConfig)
+    assert str(raised.value) == expected
+
+
+def test_an_unknown_key_of_the_controllers_file_names_a_close_one() -> None:
+    with pytest.raises(ConfigError, match=r"c\.yaml:1:1: unknown key `lease_nam`: did you mean `lease_name`\?"):
+        build(from_file("lease_nam: x\n", "c.yaml", ControllerConfig), of=ControllerConfig)
+
+
+@pytest.mark.parametrize(
+    ("setting", "own_namespace", "expected"),
+    [(None, "gpu-system", "gpu-system"), (None, "", ""), ("", "gpu-system", ""), ("other", "gpu-system", "other")],
+)
+def test_the_heartbeat_goes_to_the_pods_own_namespace_unless_told_otherwise(
+    setting: str | None, own_namespace: str, expected: str
+) -> None:
+    built = build(from_flags({"lease_namespace": setting}))
+
+    assert config.complete(built, "node-a", own_namespace) == Config(node_name="node-a", lease_namespace=expected)
+
+
+def test_the_controller_completes_its_name_and_namespace() -> None:
+    empty, full = ControllerConfig(), ControllerConfig(identity="a", namespace="b")
+
+    assert config.complete_controller(empty, "pod-1", "") == ControllerConfig(identity="pod-1", namespace="claimscope")
+    assert config.complete_controller(empty, "pod-1", "ns").namespace == "ns"
+    assert config.complete_controller(full, "pod-1", "ns") == full
 
 
 def test_the_documentation_is_current() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from claimscope.export import docs
 from claimscope.export.collect import Collector
+from claimscope.metrics import cluster, controller
 from claimscope.metrics.tables import QUANTITIES as TABLES
 from exposition import QUANTITIES
 
@@ -55,7 +56,21 @@ def test_json_says_the_same() -> None:
     }
 
 
+def test_families_of_the_controller_stand_in_groups_of_their_own() -> None:
+    groups = {entry["name"]: entry["group"] for entry in json.loads(docs.json(docs.all_families(), TABLES))}
+
+    assert {groups[name] for name in cluster.FAMILIES} == {
+        "Claims",
+        "Claims that wait",
+        "Durations and outcomes",
+        "Capacity, taints and quota",
+        "From device plugin to DRA",
+    }
+    assert {groups[name] for name in controller.FAMILIES} == {"The controller itself"}
+    assert groups["claimscope_agent_series"] == "The agent itself"
+
+
 def test_page_under_docs_is_current() -> None:
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
 
-    assert page == docs.markdown(Collector(TABLES).families, TABLES), "run `make docs`"
+    assert page == docs.markdown(docs.all_families(), TABLES), "run `make docs`"

@@ -2,6 +2,7 @@ import gzip
 import os
 import subprocess
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from claimscope.export.collect import Collector
 from claimscope.export.process import ProcessSamples
 from claimscope.export.text import Exposition, Renderer, UnknownFamilyError, format_value
 from claimscope.metrics.spec import Family, Type, Unit
-from claimscope.model import Sample
+from claimscope.model import Histogram, Sample
 from exposition import QUANTITIES, SNAPSHOT, parsed, series_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,6 +58,64 @@ def test_openmetrics_literally() -> None:
         'gpu_fact_info{a=""} 1\n'
         "# EOF\n"
     )
+
+
+TIMES = Family(name="gpu_t_seconds", help="Times.", type=Type.HISTOGRAM, unit=Unit.SECONDS, labels=("a",))
+
+
+def times(bounds: tuple[float, ...], counts: tuple[int, ...], total: float) -> Histogram:
+    return Histogram(family="gpu_t_seconds", labels=(("a", 'q"'),), bounds=bounds, counts=counts, sum=total)
+
+
+@pytest.mark.parametrize(
+    ("openmetrics", "head", "tail"),
+    [
+        (False, "", ""),
+        (True, "# UNIT gpu_t_seconds seconds\n", "# EOF\n"),
+    ],
+)
+def test_histogram_literally_with_bounds_alike_in_both_formats(openmetrics: bool, head: str, tail: str) -> None:
+    series = times((0.05, 1, 2592000), (2, 0, 3, 1), 4000001.5)
+
+    assert Renderer({"gpu_t_seconds": TIMES}).render([series], openmetrics=openmetrics).decode() == (
+        "# HELP gpu_t_seconds Times.\n"
+        "# TYPE gpu_t_seconds histogram\n"
+        f"{head}"
+        'gpu_t_seconds_bucket{a="q\\"",le="0.05"} 2\n'
+        'gpu_t_seconds_bucket{a="q\\"",le="1.0"} 2\n'
+        'gpu_t_seconds_bucket{a="q\\"",le="2.592e+06"} 5\n'
+        'gpu_t_seconds_bucket{a="q\\"",le="+Inf"} 6\n'
+        'gpu_t_seconds_count{a="q\\""} 6\n'
+        'gpu_t_seconds_sum{a="q\\""} 4000001.5\n'
+        f"{tail}"
+    )
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=20, unique=True).map(sorted),
+    st.data(),
+    st.floats(0, 1e12),
+    st.booleans(),
+)
+def test_every_histogram_comes_back_from_the_parser(
+    bounds: list[float], data: st.DataObject, total: float, openmetrics: bool
+) -> None:
+    counts = data.draw(st.lists(st.integers(0, 10**6), min_size=len(bounds) + 1, max_size=len(bounds) + 1))
+
+    text = Renderer({"gpu_t_seconds": TIMES}).render([times(tuple(bounds), tuple(counts), total)], openmetrics)
+    series = parsed(text.decode(), openmetrics)
+
+    found = {float(dict(labels)["le"]): value for (name, labels), value in series.items() if name.endswith("_bucket")}
+    running = list(accumulate(counts))
+    assert found == dict(zip([*bounds, float("inf")], running, strict=True))
+    assert series[("gpu_t_seconds_count", (("a", 'q"'),))] == running[-1]
+    assert series[("gpu_t_seconds_sum", (("a", 'q"'),))] == total
+
+
+@pytest.mark.parametrize("name", ["gpu_t_count", "gpu_t_sum", "gpu_t_bucket", "gpu_t_total"])
+def test_histogram_with_the_name_of_a_part_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must not end in"):
+        Renderer({name: replace(TIMES, name=name)})
 
 
 def test_nothing_renders_as_nothing() -> None:

@@ -1,271 +1,149 @@
-"""List and watch against a real HTTP server: nothing is missed and every refusal has its reason."""
+"""Requests against a real HTTP server: every refusal has its reason and says what to do."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 from aiohttp import web
 
-from claimscope.clock import ManualClock, SystemClock
+from claimscope.clock import ManualClock
 from claimscope.kube.api import (
+    APPLY,
+    JSON_PATCH,
+    MERGE_PATCH,
     Access,
     ApiClient,
     ApiError,
     ApiReason,
     InCluster,
     Kubeconfig,
-    ListWatch,
     discover,
+    server_version,
 )
-from claimscope.kube.objects import Meta
-from claimscope.sim.apiserver import RESOURCE_SLICES, HttpFault, Kind, SimApiServer
+from claimscope.sim.apikinds import DEVICE_TAINT_RULES, LEASES
+from claimscope.sim.apiserver import HttpFault, Kind
+from kube_help import PATH, THING, Fixed, serving, thing
 
-THING = Kind(group="example.com", version="v1", plural="things", kind="Thing")
-PATH = "/apis/example.com/v1/things"
-
-
-class Thing(msgspec.Struct, frozen=True):
-    metadata: Meta
-    size: int = 0
-
-
-class Fixed:
-    """Access that never changes; counts how often renewal was asked for."""
-
-    def __init__(self, url: str, authorization: str | None = None) -> None:
-        self.found = Access(base_url=url, authorization=authorization)
-        self.renewed = 0
-
-    async def access(self, *, renew: bool = False) -> Access:
-        self.renewed += renew
-        return self.found
+RULES = "/apis/resource.k8s.io/v1/devicetaintrules"
+NAMED = f"{RULES}/r"
+RULE = {
+    "apiVersion": "resource.k8s.io/v1",
+    "kind": "DeviceTaintRule",
+    "metadata": {"name": "r"},
+    "spec": {"taint": {"key": "a", "effect": "None"}},
+}
 
 
-def thing(name: str, size: int = 0) -> dict[str, object]:
-    return {"metadata": {"name": name}, "size": size}
+def effect(body: bytes) -> object:
+    return msgspec.json.decode(body)["spec"]["taint"]["effect"]
 
 
-@asynccontextmanager
-async def serving(token: str | None = None, *kinds: Kind) -> AsyncIterator[tuple[SimApiServer, ApiClient]]:
-    server = SimApiServer(kinds or (THING, RESOURCE_SLICES), token=token)
-    url = await server.start()
-    client = ApiClient(Fixed(url, f"Bearer {token}" if token else None), timeout=10)
-    try:
-        yield server, client
-    finally:
-        await client.close()
-        await server.stop()
-
-
-class Mirror:
-    """What a ListWatch told, to wait on."""
-
-    def __init__(self) -> None:
-        self.things: dict[str, int] = {}
-        self.errors: list[ApiReason] = []
-        self.texts: list[str] = []
-        self.syncs = 0
-        self._changed = asyncio.Event()
-
-    def sync(self, things: list[Thing]) -> None:
-        self.things = {entry.metadata.name: entry.size for entry in things}
-        self.syncs += 1
-        self._changed.set()
-
-    def change(self, entry: Thing, exists: bool) -> None:
-        if exists:
-            self.things[entry.metadata.name] = entry.size
-        else:
-            self.things.pop(entry.metadata.name, None)
-        self._changed.set()
-
-    def error(self, error: ApiError) -> None:
-        self.errors.append(error.reason)
-        self.texts.append(str(error))
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-
-@asynccontextmanager
-async def following(client: ApiClient, watch_seconds: int = 300) -> AsyncIterator[Mirror]:
-    mirror = Mirror()
-    task = asyncio.create_task(
-        ListWatch(
-            client,
-            PATH,
-            Thing,
-            clock=SystemClock(),
-            on_sync=mirror.sync,
-            on_change=mirror.change,
-            on_error=mirror.error,
-            watch_seconds=watch_seconds,
-            first_wait_seconds=0.01,
-            jitter=lambda: 0.5,
-        ).run()
-    )
-    try:
-        yield mirror
-        assert not task.done(), task
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def watched(server: SimApiServer) -> None:
-    async with asyncio.timeout(20):
-        while server.watchers == 0:  # noqa: ASYNC110 - the server has no event for it
-            await asyncio.sleep(0.001)
-
-
-async def test_list_then_changes() -> None:
-    async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client) as mirror:
-            await mirror.until(lambda: mirror.things == {"a": 1})
-            await server.put(THING, thing("b", 2))
-            await server.put(THING, thing("a", 3))
-            await mirror.until(lambda: mirror.things == {"a": 3, "b": 2})
-            await server.delete(THING, "a")
-            await mirror.until(lambda: mirror.things == {"b": 2})
-        assert (mirror.syncs, mirror.errors) == (1, [])
-        assert server.requests[:2] == [
-            (PATH, {"resourceVersion": "0"}),
-            (
-                PATH,
-                {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": "2", "timeoutSeconds": "300"},
+async def test_every_way_to_write() -> None:
+    async with serving(None, DEVICE_TAINT_RULES) as (server, client):
+        made = await client.send("POST", RULES, body=RULE)
+        version = msgspec.json.decode(made)["metadata"]["resourceVersion"]
+        replaced = await client.send(
+            "PUT",
+            NAMED,
+            body=msgspec.json.encode(
+                {
+                    **RULE,
+                    "metadata": {"name": "r", "resourceVersion": version},
+                    "spec": {"taint": {"key": "a", "effect": "NoSchedule"}},
+                }
             ),
+        )
+        merged = await client.send(
+            "PATCH", NAMED, body={"spec": {"taint": {"effect": "None"}}}, content_type=MERGE_PATCH
+        )
+        patched = await client.send(
+            "PATCH",
+            NAMED,
+            body=[{"op": "replace", "path": "/spec/taint/effect", "value": "NoExecute"}],
+            content_type=JSON_PATCH,
+        )
+        applied = await client.send(
+            "PATCH",
+            NAMED,
+            body={**RULE, "spec": {"taint": {"key": "a", "effect": "NoSchedule"}}},
+            content_type=APPLY,
+            params={"fieldManager": "claimscope", "force": "true"},
+        )
+        await client.send("DELETE", NAMED)
+        assert [effect(body) for body in (made, replaced, merged, patched, applied)] == [
+            "None",
+            "NoSchedule",
+            "None",
+            "NoExecute",
+            "NoSchedule",
         ]
+        assert server.get(DEVICE_TAINT_RULES, "r") is None
 
 
-async def test_ended_watch_goes_on_where_it_was() -> None:
-    async with serving() as (server, client), following(client) as mirror:
-        await watched(server)
-        await server.put(THING, thing("a", 1))
-        await mirror.until(lambda: "a" in mirror.things)
-        await server.drop_watches()
-        await server.put(THING, thing("b", 2))
-        await mirror.until(lambda: "b" in mirror.things)
-        assert (mirror.syncs, mirror.errors) == (1, [])
-
-
-async def test_gone_lists_anew_and_not_from_a_cache() -> None:
-    async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client) as mirror:
-            await mirror.until(lambda: "a" in mirror.things)
-            await watched(server)
-            server.fail(PATH, HttpFault(status=410, message="too old"))
-            await server.drop_watches()
-            await mirror.until(lambda: mirror.syncs == 2)
-        assert mirror.errors == [ApiReason.GONE]
-        lists = [query for _, query in server.requests if "watch" not in query]
-        assert lists == [{"resourceVersion": "0"}, {}]
-
-
-async def test_gone_as_an_event_of_the_watch() -> None:
-    async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client) as mirror:
-            await watched(server)
-            await server.inject_line(
-                b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}\n'
-            )
-            await mirror.until(lambda: mirror.syncs == 2)
-        assert mirror.errors == [ApiReason.GONE]
-
-
-async def test_watch_from_before_a_compacted_history() -> None:
-    async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        server.compact()
-        query = {"watch": "true", "resourceVersion": "2"}
-        assert [line async for line in client.lines(PATH, query, 10)] == [
-            b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old '
-            b'resource version: 2 (3)","reason":"Expired","code":410}}'
+async def test_refused_writes_have_their_reasons() -> None:
+    async with serving(None, DEVICE_TAINT_RULES, LEASES) as (server, client):
+        leases = "/apis/coordination.k8s.io/v1/namespaces/n/leases"
+        await client.send("POST", RULES, body=RULE)
+        found = []
+        for method, path, body in (
+            ("POST", RULES, RULE),
+            ("PUT", NAMED, {**RULE, "metadata": {"name": "r", "resourceVersion": "1"}}),
+            ("POST", leases, {"metadata": {}}),
+            ("DELETE", f"{RULES}/none", None),
+        ):
+            with pytest.raises(ApiError) as caught:
+                await client.send(method, path, body=body)
+            found.append((caught.value.reason, str(caught.value)))
+        assert [reason for reason, _ in found] == [
+            ApiReason.CONFLICT,
+            ApiReason.CONFLICT,
+            ApiReason.INVALID,
+            ApiReason.NOT_FOUND,
         ]
+        assert found[0][1] == (
+            f'{server.url}{RULES} answered 409: devicetaintrules.resource.k8s.io "r" already exists; somebody else '
+            "wrote it first; it is read again"
+        )
+        assert "the server does not take this object" in found[2][1]
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason", "text"),
-    [
-        (
-            HttpFault(status=403, message="things is forbidden"),
-            ApiReason.FORBIDDEN,
-            "answered 403: things is forbidden; grant the right in the ClusterRole",
-        ),
-        (HttpFault(status=401), ApiReason.UNAUTHORIZED, "the token is not accepted"),
-        (HttpFault(status=429, headers={"Retry-After": "0"}), ApiReason.RATE_LIMITED, "asks to wait"),
-        (HttpFault(status=500), ApiReason.SERVER_ERROR, "look at the API server's log"),
-        (HttpFault(status=503), ApiReason.SERVER_ERROR, "answered 503"),
-        (HttpFault(status=302, body=b""), ApiReason.FAILED, "answered 302"),
-        (HttpFault(status=200, body=b"<html>"), ApiReason.MALFORMED, "not what the API server sends"),
-        (HttpFault(status=200, body=b'{"items":[{"size":1}]}'), ApiReason.MALFORMED, "metadata"),
-    ],
-)
-async def test_refused_list_is_said_and_tried_again(fault: HttpFault, reason: ApiReason, text: str) -> None:
+async def test_write_to_a_server_that_is_away() -> None:
     async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        server.fail(PATH, fault)
-        async with following(client) as mirror:
-            await mirror.until(lambda: mirror.things == {"a": 1})
-        assert mirror.errors == [reason]
-        assert text in mirror.texts[0]
-        assert f"{server.url}{PATH}" in mirror.texts[0] or reason is ApiReason.MALFORMED
+        await server.stop()
+        with pytest.raises(ApiError) as caught:
+            await client.send("POST", PATH, body=thing("a"))
+        assert caught.value.reason is ApiReason.UNREACHABLE
+        assert str(caught.value).startswith(f"cannot POST {server.url}{PATH}: ")
 
 
-async def test_malformed_line_of_a_watch() -> None:
+async def test_more_watches_than_a_default_pool_has_connections() -> None:
     async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client) as mirror:
-            await watched(server)
-            await server.inject_line(b'{"type":"ADDED","object":\n')
-            await mirror.until(lambda: mirror.syncs == 2)
-        assert mirror.errors == [ApiReason.MALFORMED]
-        assert mirror.things == {"a": 1}
+
+        async def watch() -> None:
+            async for _ in client.lines(PATH, {"watch": "true", "resourceVersion": "1"}, 30):
+                pass
+
+        async with asyncio.timeout(20):
+            watches = [asyncio.create_task(watch()) for _ in range(110)]
+            await server.until_watched(110)
+            await client.get(PATH)
+        for each in watches:
+            each.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
 
-async def test_what_was_known_stands_while_the_server_is_away() -> None:
+async def test_version_of_the_server() -> None:
+    async with serving() as (_, client):
+        assert (await server_version(client)).git_version == "v1.36.3"
+
+
+async def test_core_group_needs_no_discovery() -> None:
     async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client) as mirror:
-            await watched(server)
-            port = int(server.url.rsplit(":", 1)[1])
-            await server.stop()
-            await mirror.until(lambda: ApiReason.UNREACHABLE in mirror.errors)
-            assert mirror.things == {"a": 1}
-            await server.start(port)
-            await mirror.until(lambda: mirror.syncs == 2)
-
-
-async def test_watches_that_end_at_once_make_no_busy_loop() -> None:
-    async with serving() as (server, client):
-        server.fail(PATH, HttpFault(status=200, body=b'{"metadata":{"resourceVersion":"1"},"items":null}'))
-        server.fail(PATH, *(HttpFault(status=200, body=b"") for _ in range(5)))
-        started = asyncio.get_running_loop().time()
-        async with following(client):
-            await watched(server)
-        # Pauses of 10, 20, 40, 80 and 160 ms lie between.
-        assert asyncio.get_running_loop().time() - started >= 0.31
-
-
-async def test_object_larger_than_a_read_buffer() -> None:
-    async with serving() as (server, client), following(client) as mirror:
-        await watched(server)
-        await server.put(THING, {**thing("a", 7), "padding": "x" * 3_000_000})
-        await mirror.until(lambda: mirror.things == {"a": 7})
-        assert mirror.errors == []
+        assert (await discover(client, "", ("v1",), "pods"), server.requests) == ("v1", [])
 
 
 async def test_retry_after_is_told() -> None:

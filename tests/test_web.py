@@ -21,8 +21,9 @@ from claimscope.web.application import (
     make_application,
     start_site,
 )
+from claimscope.web.html import duration_text
 from claimscope.web.negotiation import Format, accepts_gzip, choose_format, wants_json
-from claimscope.web.page import bytes_text, duration_text, joules_text
+from claimscope.web.page import bytes_text, joules_text
 from exposition import GPU_0, GPU_2, QUANTITIES, SNAPSHOT, WALL, parsed
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -427,7 +428,7 @@ async def test_port_taken_says_where_and_what_to_do() -> None:
 
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{site.port}: Address already in use; another process listens there, perhaps a "
-        "second agent; stop it (`ss -ltnp` shows it) or choose another port (--web-listen-address)"
+        "second claimscope; stop it (`ss -ltnp` shows it) or choose another port (--web-listen-address)"
     )
 
 

@@ -16,15 +16,25 @@ from pathlib import Path
 
 from claimscope import state
 from claimscope.accounting import Ledger
+from claimscope.claims.drift import DEVICES_ANNOTATION, devices_annotation
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import Config
 from claimscope.export.collect import Collector
-from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, discover
+from claimscope.kube.api import (
+    AccessSource,
+    ApiClient,
+    ApiError,
+    InCluster,
+    Kubeconfig,
+    OpenAccess,
+    discover,
+)
 from claimscope.kube.claims import ClaimLookup
+from claimscope.kube.lease import HeartbeatLease
 from claimscope.kube.podresources import PodResourcesClient, poll
 from claimscope.kube.slices import GROUP, VERSIONS, watch_slices
 from claimscope.metrics.tables import QUANTITIES
-from claimscope.node import Node
+from claimscope.node import Node, device_entries
 from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
@@ -36,6 +46,8 @@ logger = logging.getLogger(__name__)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 JOURNAL_SECONDS = 10.0
 PUBLISH_SECONDS = 1.0
+HEARTBEAT_LOOK_SECONDS = 2.0  # how often the GPUs' modes are compared with what the Lease says
+NODE_ANNOTATION = "claimscope.io/node"
 LOOKUP_SECONDS = 2.0  # what reading new claims may delay one attribution
 
 
@@ -97,10 +109,13 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                     tasks.create_task(_keep_journal(node, Path(config.state_file), boot_id), name="journal")
                 if config.control_socket:
                     tasks.create_task(_control(supervisor, config.control_socket), name="control")
+                source = _api_source(config, environ, node, simulated)
                 if config.attribution != "off":
                     path = socket_path or config.kubelet_socket
                     tasks.create_task(_poll_kubelet(node, path, in_pod="KUBERNETES_SERVICE_HOST" in environ))
-                    tasks.create_task(_attribute(node, _api_source(config, environ, node, simulated)))
+                    tasks.create_task(_attribute(node, source))
+                if source is not None and config.lease_namespace:
+                    tasks.create_task(_beat(node, source, config.lease_namespace), name="heartbeat")
         finally:
             await site.close()
 
@@ -111,7 +126,12 @@ async def _simulated(config: Config, clock: Clock) -> AsyncIterator[SimulatedNod
         yield None
         return
     async with SimulatedNode.open(
-        config.simulate, node_name=config.node_name, scenario=config.scenario, clock=clock
+        config.simulate,
+        node_name=config.node_name,
+        scenario=config.scenario,
+        clock=clock,
+        api_server_url=config.api_server_url,
+        start_monotonic_ns=config.simulation_start_monotonic_ns or None,
     ) as simulated:
         yield simulated
 
@@ -206,6 +226,8 @@ def _api_source(
         return Kubeconfig(Path(config.kubeconfig), node.clock)
     if simulated is not None:
         return simulated.api
+    if config.api_server_url is not None:
+        return OpenAccess(config.api_server_url)
     try:
         return InCluster(environ, node.clock)
     except ApiError as error:
@@ -240,3 +262,28 @@ async def _attribute_with_claims(node: Node, api: ApiClient) -> None:
                     version = await discover(api, GROUP, VERSIONS, "resourceclaims")
                     lookup = ClaimLookup(api, version, node.clock, node.on_claims_error)
         await node.attribute(lookup)
+
+
+async def _beat(node: Node, source: AccessSource, namespace: str) -> None:
+    """Shows the controller by a Lease that this agent lives and what its GPUs are. Failure costs the Lease alone."""
+    api = ApiClient(source)
+    lease = HeartbeatLease(
+        api, namespace, f"claimscope-agent-{node.name}", node.name, {"app.kubernetes.io/name": "claimscope"}, node.clock
+    )
+    node.heartbeat = lease
+    writing: asyncio.Task[None] | None = None
+    try:
+        while True:
+            snapshot = node.snapshot
+            if snapshot is not None and snapshot.inventory is not None:
+                devices = devices_annotation(device_entries(snapshot))
+                lease.set_annotations({NODE_ANNOTATION: node.name, DEVICES_ANNOTATION: devices})
+                writing = writing or asyncio.create_task(lease.run())
+            if writing is not None and writing.done():
+                writing.result()
+            await asyncio.sleep(HEARTBEAT_LOOK_SECONDS)
+    finally:
+        if writing is not None:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        await api.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from claimscope import config, logs
 Command = TypeVar("Command", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
 
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
 
 class _Failure(click.ClickException):
     """The one line that says why it could not be done."""
@@ -30,9 +33,14 @@ class _Failure(click.ClickException):
     exit_code = 1
 
 
-def _setting_options(command: Command) -> Command:
-    """One option per setting, all of them text: `config.py` converts and checks, wherever a value comes from."""
-    for field in reversed(config.fields()):
+def _setting_options(of: type[config.AnyConfig], *keys: str) -> Callable[[Command], Command]:
+    """One option per setting, or per one of `keys`; all text: `config.py` converts, wherever a value comes from."""
+    wanted = [field for field in config.fields(of) if not keys or field.key in keys]
+    return lambda command: _with_options(wanted, command)
+
+
+def _with_options(wanted: Sequence[config.Field], command: Command) -> Command:
+    for field in reversed(wanted):
         words = "|".join(field.choices) if field.choices else None
         default = field.default if field.default not in (None, "", ()) else None
         about = field.description.replace("`", "")
@@ -43,16 +51,35 @@ def _setting_options(command: Command) -> Command:
         "--config",
         "config_file",
         metavar="FILE",
-        help="YAML file with the same settings as keys, sampling_hz: 5.",
+        help="YAML file with the same settings as keys, log_level: debug.",
     )(command)
 
 
 def _metavar(field: config.Field) -> str:
-    return "NUMBER" if isinstance(field.default, float) else "TEXT"
+    return "NUMBER" if isinstance(field.default, float | int) else "TEXT"
 
 
 def load(config_file: str | None, flags: dict[str, str | None]) -> config.Config:
     """The agent's configuration from file, environment and flags; raises click.UsageError."""
+    return config.complete(_load(config.Config, config_file, flags), socket.gethostname(), _own_namespace())
+
+
+def load_controller(config_file: str | None, flags: dict[str, str | None]) -> config.ControllerConfig:
+    """The controller's configuration likewise."""
+    return config.complete_controller(
+        _load(config.ControllerConfig, config_file, flags), socket.gethostname(), _own_namespace()
+    )
+
+
+def _own_namespace() -> str:
+    """The namespace of the pod that this runs in; empty where it is none."""
+    try:
+        return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _load(of: type[config.Built], config_file: str | None, flags: dict[str, str | None]) -> config.Built:
     name = config_file or os.environ.get("CLAIMSCOPE_CONFIG") or None
     try:
         text = "" if name is None else Path(name).read_text(encoding="utf-8")
@@ -60,12 +87,14 @@ def load(config_file: str | None, flags: dict[str, str | None]) -> config.Config
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise click.UsageError(f"configuration file {name}: {reason}") from error
     try:
-        built = config.build(
-            config.from_file(text, name or ""), config.from_environment(os.environ), config.from_flags(flags)
+        return config.build(
+            config.from_file(text, name or "", of),
+            config.from_environment(os.environ, of),
+            config.from_flags(flags, of),
+            of=of,
         )
     except config.ConfigError as error:
         raise click.UsageError(str(error)) from error
-    return built if built.node_name else config.with_node_name(built, socket.gethostname())
 
 
 async def until_signal(work: Coroutine[Any, Any, None]) -> None:
@@ -101,7 +130,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_setting_options
+@_setting_options(config.Config)
 def agent(config_file: str | None, **flags: str | None) -> None:
     """Sample this node's GPUs and serve them, and who holds them, to Prometheus.
 
@@ -118,6 +147,23 @@ def agent(config_file: str | None, **flags: str | None) -> None:
     except ScenarioError as error:
         raise click.UsageError(str(error)) from error
     except (wiring.AgentError, SimulatorError) as error:
+        raise _Failure(str(error)) from error
+
+
+@cli.command()
+@_setting_options(config.ControllerConfig)
+def controller(config_file: str | None, **flags: str | None) -> None:
+    """Watch the cluster's claims and serve how they live, why they wait and what is left.
+
+    Each flag is also an environment variable, CLAIMSCOPE_LEASE_NAME for --lease-name, and a key of the file.
+    """
+    settings = load_controller(config_file, flags)
+    logs.configure(settings.log_level, settings.log_format, sys.stderr)
+    from claimscope import controller as wiring
+
+    try:
+        asyncio.run(until_signal(wiring.run(settings, os.environ)))
+    except wiring.ControllerError as error:
         raise _Failure(str(error)) from error
 
 
@@ -140,7 +186,7 @@ def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
 
 
 @cli.command()
-@_setting_options
+@_setting_options(config.Config)
 def doctor(config_file: str | None, **flags: str | None) -> None:
     """Check what the agent needs on this node, and say how to cure what is missing."""
     settings = load(config_file, flags)
@@ -158,13 +204,57 @@ def doctor(config_file: str | None, **flags: str | None) -> None:
     "--format", "form", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Output form."
 )
 def metrics(form: str) -> None:
-    """List every metric family the agent can serve."""
+    """List every metric family that the agent and the controller can serve."""
     from claimscope.export import docs
-    from claimscope.export.collect import Collector
-    from claimscope.metrics.tables import QUANTITIES
 
     write = docs.markdown if form == "md" else docs.json
-    click.echo(write(Collector(QUANTITIES).families, QUANTITIES), nl=False)
+    click.echo(write(docs.all_families(), docs.QUANTITIES), nl=False)
+
+
+@cli.group()
+def explain() -> None:
+    """Say in words what the metrics say of one thing."""
+
+
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")  # RFC 1123 subdomain
+
+
+def _claim_name(text: str) -> tuple[str, str]:
+    namespace, slash, name = text.partition("/")
+    if not slash or _OBJECT_NAME.fullmatch(namespace) is None or _OBJECT_NAME.fullmatch(name) is None:
+        raise click.UsageError(f"`{text}` is not NAMESPACE/NAME of a ResourceClaim, such as team-a/train-gpus")
+    return namespace, name
+
+
+@explain.command("claim")
+@click.argument("claim", metavar="NS/NAME")
+@click.option("--controller", "controller_url", metavar="URL", help="Ask this controller, http://127.0.0.1:19401.")
+@_setting_options(config.ControllerConfig, "kubeconfig", "api_server_url")
+def explain_claim(claim: str, controller_url: str | None, config_file: str | None, **flags: str | None) -> None:
+    """Say what a ResourceClaim asks for, what it got, and why it waits.
+
+    Asks a running controller, or without --controller reads the cluster once from the API server.
+    """
+    namespace, name = _claim_name(claim)
+    from claimscope.claims.explain import words
+
+    if controller_url is not None:
+        from claimscope.web import client
+
+        try:
+            click.echo(words(asyncio.run(client.explanation(controller_url, namespace, name))).rstrip("\n"))
+        except client.ClientError as error:
+            raise _Failure(str(error)) from error
+        return
+    settings = load_controller(config_file, flags)
+    logs.configure("error", "text", sys.stderr)
+    from claimscope import controller as wiring
+
+    try:
+        found = asyncio.run(wiring.explain_once(settings, os.environ, namespace, name))
+    except (wiring.ControllerError, LookupError) as error:
+        raise _Failure(str(error.args[0])) from error
+    click.echo(words(found).rstrip("\n"))
 
 
 @cli.group()

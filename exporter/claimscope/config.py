@@ -80,6 +80,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scenario: Annotated[
         str | None, Meta(description="YAML file of what happens in the simulation: XIDs, ECC errors, a lost GPU.")
     ] = None
+    simulation_start_monotonic_ns: Annotated[
+        int,
+        Meta(ge=0, description="CLOCK_MONOTONIC in nanoseconds at which the simulation began, for several simulated "
+             "nodes that share it. 0: when the agent started."),
+    ] = 0
     attribution: Annotated[
         Attribution, Meta(description="Where holders of devices are learnt from; `off` serves devices only.")
     ] = "kubelet"
@@ -136,10 +141,10 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = None
     api_server_url: Annotated[str | None, Meta(description=_API_SERVER_URL)] = None
     namespace: Annotated[
-        str | None,
-        Meta(description="Namespace that holds the controller's Lease and those of the agents. Unset: the pod's own, "
+        str,
+        Meta(description="Namespace that holds the controller's Lease and those of the agents. Empty: the pod's own, "
              "outside a cluster `claimscope`."),
-    ] = None
+    ] = ""
     leader_election: Annotated[
         LeaderElection,
         Meta(description="Whether replicas agree by Lease on one that watches; `off` where there is only ever one."),
@@ -149,9 +154,9 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str, Meta(description="Name of this replica in the Lease. Empty: the host name, in a pod the pod's name.")
     ] = ""
     lease_seconds: Annotated[
-        float,
-        Meta(ge=3, le=600, description="Seconds after which a leader that no longer renews its Lease is replaced."),
-    ] = 15.0
+        int,
+        Meta(ge=3, le=600, description="Whole seconds after which a leader that no longer renews its Lease is replaced."),
+    ] = 15
     claim_series: Annotated[
         ClaimSeries,
         Meta(description="Series per claim: `essential` leaves out all but info, state and what calls for action; "
@@ -402,9 +407,17 @@ def _check_agent(config: Config, where: Mapping[str, str]) -> None:
         )
 
 
-def with_node_name(config: Config, node_name: str) -> Config:
-    """The same configuration for a node of this name."""
-    return msgspec.structs.replace(config, node_name=node_name)
+def complete(config: Config, host_name: str, own_namespace: str) -> Config:
+    """The same configuration with what was left to the surroundings; `own_namespace` is empty outside of a pod."""
+    lease_namespace = own_namespace if config.lease_namespace is None else config.lease_namespace
+    return msgspec.structs.replace(config, node_name=config.node_name or host_name, lease_namespace=lease_namespace)
+
+
+def complete_controller(config: ControllerConfig, host_name: str, own_namespace: str) -> ControllerConfig:
+    """The same for the controller; a pod's host name is the pod's name."""
+    return msgspec.structs.replace(
+        config, identity=config.identity or host_name, namespace=config.namespace or own_namespace or "claimscope"
+    )
 
 
 def _default_text(field: Field) -> str:

@@ -1,43 +1,320 @@
-"""Wires the controller together: a lease decides who works, watches bring the cluster in, Snapshots go out.
+"""Wires the controller together: a lease decides who works, watches bring the cluster in, snapshots go out.
 
-Only wiring lives here. Each kind is followed by a task of its own and fails alone; what stands in no list any more
-is forgotten with the leadership, since the next leader counts from where this one stopped.
+Only wiring lives here. Each kind is followed by a task of its own and fails alone. With the leadership everything
+known is forgotten, since the next leader counts from where this one stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import importlib.metadata
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from claimscope.claims.cluster import Cluster
 from claimscope.claims.engine import Engine
 from claimscope.claims.explain import Explanation, explain
+from claimscope.claims.lifecycle import Lifecycle
 from claimscope.claims.model import ClusterSnapshot
 from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import ControllerConfig
 from claimscope.export.cluster import ClusterCollector
-from claimscope.kube.api import Access, AccessSource, ApiClient, ApiError, InCluster, Kubeconfig
+from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, OpenAccess
 from claimscope.kube.follow import WatchStatus, follow, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
-from claimscope.kube.lease import LeaderElection
+from claimscope.kube.lease import LeaderElection, LeaseSeen
 from claimscope.kube.objects import unix_seconds
 from claimscope.metrics.controller import own
 from claimscope.model import Sample
-from claimscope.web.application import Check, ListenError, Readiness, start_site
 from claimscope.web.cluster import make_cluster_application
+from claimscope.web.site import Check, ListenError, Readiness, start_site
 
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
-STALE_SECONDS = 400.0  # a watch ends after 300 s at the latest and is heard of then
+STALE_SECONDS = 420.0  # a watch is ended by the server after 300 s at the latest, and is heard of then
+READ_ONCE_SECONDS = 120.0
 
 
 class ControllerError(Exception):
-    """The controller cannot start: one line that says what, where and what to do."""
+    """The controller cannot do its work: one line that says what, where and what to do."""
+
+
+async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
+    """Runs the controller until it is cancelled; raises ControllerError where it cannot start."""
+    clock = SystemClock()
+    api = ApiClient(_access(config, environ, clock))
+    controller = _Controller(config=config, api=api, clock=clock)
+    version = importlib.metadata.version("claimscope")
+    controller.build_info = own("build_info", 1, version, "", platform.python_version())
+    application = make_cluster_application(
+        snapshot=lambda: controller.snapshot,
+        collector=ClusterCollector(),
+        readiness=controller.readiness,
+        explain=controller.explain,
+        leader=controller.leader,
+        version=version,
+    )
+    try:
+        site = await start_site(application, config.web_listen_address)
+    except ListenError as error:
+        await api.close()
+        raise ControllerError(str(error)) from error
+    try:
+        await controller.run()
+    finally:
+        await site.close()
+        await api.close()
+
+
+def _access(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> AccessSource:
+    try:
+        if config.api_server_url is not None:
+            return OpenAccess(config.api_server_url)
+        if config.kubeconfig is not None:
+            return Kubeconfig(Path(config.kubeconfig), clock)
+        return InCluster(environ, clock)
+    except ApiError as error:
+        raise ControllerError(str(error)) from error
+
+
+@dataclass(slots=True, kw_only=True)
+class _Leadership:
+    """What one leadership has learnt."""
+
+    engine: Engine
+    kinds: tuple[WatchedKind, ...]
+    statuses: dict[str, WatchStatus]
+    complete: bool = False
+
+    def settled(self) -> bool:
+        """True once every kind has been read, or is known to be unreadable; it then stays so."""
+        if not self.complete:
+            self.complete = all(_settled(kind, self.statuses[kind.name]) for kind in self.kinds)
+            if self.complete:
+                # What has been read now will mostly stay: the cyclic collector need not walk it again and again.
+                gc.collect()
+                gc.freeze()
+        return self.complete
+
+
+def _settled(kind: WatchedKind, status: WatchStatus) -> bool:
+    if status.synced or status.served is False:
+        return True
+    return not kind.required and status.errors.total() > 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Controller:
+    """The present state of one replica."""
+
+    config: ControllerConfig
+    api: ApiClient
+    clock: Clock
+    build_info: Sample | None = None
+    election: LeaderElection | None = None
+    leadership: _Leadership | None = None
+    snapshot: ClusterSnapshot | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Leads at once where there is no election, else whenever elected."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish(), name="publish")
+            if self.config.leader_election == "off":
+                tasks.create_task(self._lead(LeaseSeen()), name="lead")
+                return
+            config = self.config
+            self.election = LeaderElection(
+                self.api,
+                config.namespace,
+                config.lease_name,
+                config.identity,
+                self.clock,
+                lease_seconds=config.lease_seconds,
+                renew_deadline_seconds=config.lease_seconds * 2 / 3,
+                retry_seconds=config.lease_seconds / 8,
+            )
+            tasks.create_task(self.election.run(self._lead), name="election")
+
+    async def _lead(self, before: LeaseSeen) -> None:
+        """Follows everything until it is cancelled. What ended while nobody led is counted, nothing is twice."""
+        now = self.clock.wall_ns() / 1e9
+        since = now if before.renew_wall is None else min(before.renew_wall, now)
+        kinds = watched_kinds(self.config.namespace)
+        selectors = Selectors()
+        leadership = _Leadership(
+            engine=Engine(clock=self.clock, selectors=selectors, count_since_wall=since),
+            kinds=kinds,
+            statuses={kind.name: WatchStatus(name=kind.name) for kind in kinds},
+        )
+        self.leadership = leadership
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for kind in kinds:
+                    tasks.create_task(self._follow(kind, leadership), name=f"follow {kind.name}")
+        finally:
+            self.leadership = None
+            self.snapshot = None
+            self._news.set()
+            selectors.close()
+            gc.unfreeze()
+
+    async def _follow(self, kind: WatchedKind, leadership: _Leadership) -> None:
+        engine = leadership.engine
+
+        def on_sync(name: str, objects: list[Any]) -> None:
+            engine.on_sync(name, objects)
+            self._news.set()
+
+        def on_change(name: str, obj: Any, present: bool) -> None:  # noqa: ANN401 - of the kind's struct
+            engine.on_change(name, obj, present)
+            self._news.set()
+
+        await follow(
+            self.api, kind, clock=self.clock, on_sync=on_sync, on_change=on_change,
+            status=leadership.statuses[kind.name],
+        )
+
+    async def _publish(self) -> None:
+        """A new snapshot each second: also without news, since ages grow and a lease may be lost."""
+        while True:
+            self.snapshot = await self._make_snapshot()
+            self._news.clear()
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    async def _make_snapshot(self) -> ClusterSnapshot:
+        leadership = self.leadership
+        if leadership is None:
+            return ClusterSnapshot(wall_ns=self.clock.wall_ns(), leading=False, own=tuple(self._own(None)))
+        made = await leadership.engine.publish(complete=leadership.settled())
+        own_samples = (*self._own(leadership), *made.own)
+        return ClusterSnapshot(
+            wall_ns=made.wall_ns, leading=True, complete=made.complete, claims=made.claims, waits=made.waits,
+            samples=made.samples, own=own_samples,
+        )
+
+    def _own(self, leadership: _Leadership | None) -> list[Sample]:
+        made = [] if self.build_info is None else [self.build_info]
+        made += [own("leader", 1), own("leader_changes_total", 1)] if self.election is None else self.election.samples()
+        if leadership is None:
+            return made
+        made += samples(leadership.statuses.values())
+        cluster = leadership.engine.cluster
+        made += [own("objects", count, name) for name, count in cluster.counts().items()]
+        made += _heartbeats(cluster)
+        return made
+
+    def leader(self) -> str:
+        """Name of the replica that leads; empty while none is known."""
+        return self.config.identity if self.election is None else self.election.holder or ""
+
+    def readiness(self) -> Readiness:
+        """A standby is ready to take over; a leader when it has read what it needs and still hears of it."""
+        leadership, election = self.leadership, self.election
+        if leadership is None:
+            holder = election.holder if election is not None else None
+            if holder is None:
+                return Readiness(checks=(Check(name="election", ok=False, reason="nobody is known to lead yet"),))
+            return Readiness(checks=(Check(name="election", ok=True, reason=f"standing by, {holder} leads"),))
+        now = self.clock.wall_ns() / 1e9
+        checks = [Check(name="election", ok=True, reason="leading")]
+        checks += (_check(kind, leadership.statuses[kind.name], now) for kind in leadership.kinds if kind.required)
+        return Readiness(checks=tuple(checks))
+
+    async def explain(self, namespace: str, name: str) -> Explanation | None:
+        """Why a claim is as it is; None while this replica has not read the cluster."""
+        leadership = self.leadership
+        if leadership is None or not leadership.complete:
+            return None
+        engine = leadership.engine
+        return await _explain(engine.cluster, engine.selectors, engine.lifecycle, namespace, name, self.clock)
+
+
+async def _explain(
+    cluster: Cluster, selectors: Selectors, lifecycle: Lifecycle, namespace: str, name: str, clock: Clock
+) -> Explanation:
+    while True:
+        found = explain(cluster, selectors, lifecycle.views, namespace, name, clock.wall_ns() / 1e9)
+        if not await selectors.settle():
+            return found
+
+
+def _check(kind: WatchedKind, status: WatchStatus, now: float) -> Check:
+    if not status.synced:
+        failures = ", ".join(f"{reason.value} x{count}" for reason, count in status.errors.items())
+        return Check(name=kind.name, ok=False, reason=f"not read yet ({failures or 'reading'}): {kind.about}")
+    age = now - (status.last_heard_wall or now)
+    return Check(name=kind.name, ok=age < STALE_SECONDS, reason=f"heard of {age:.0f} s ago")
+
+
+def _heartbeats(cluster: Cluster) -> list[Sample]:
+    made: list[Sample] = []
+    for lease in cluster.leases.values():
+        node = (lease.metadata.annotations or {}).get("claimscope.io/node", "")
+        renewed = unix_seconds(lease.spec.renew_time)
+        if node and renewed is not None:
+            made.append(own("agent_lease_renew_timestamp_seconds", renewed, node))
+    return made
+
+
+async def explain_once(
+    config: ControllerConfig, environ: Mapping[str, str], namespace: str, name: str
+) -> Explanation:
+    """Reads the cluster once and explains one claim; raises ControllerError."""
+    clock = SystemClock()
+    api = ApiClient(_access(config, environ, clock))
+    kinds = watched_kinds(config.namespace)
+    statuses = [WatchStatus(name=kind.name) for kind in kinds]
+    cluster, lifecycle = Cluster(), Lifecycle(count_since_wall=clock.wall_ns() / 1e9)
+    selectors = Selectors()
+    read = asyncio.Event()
+
+    def on_sync(kind: str, objects: list[Any]) -> None:
+        changes = cluster.sync(kind, objects)
+        lifecycle.take(changes, cluster, arrival_ns=clock.monotonic_ns(), wall=clock.wall_ns() / 1e9)
+        read.set()
+
+    def on_change(kind: str, obj: Any, present: bool) -> None:  # noqa: ANN401 - of the kind's struct
+        changes = cluster.apply(kind, obj, present)
+        lifecycle.take(changes, cluster, arrival_ns=clock.monotonic_ns(), wall=clock.wall_ns() / 1e9)
+
+    tasks = [
+        asyncio.create_task(
+            follow(api, kind, clock=clock, on_sync=on_sync, on_change=on_change, status=status), name=kind.name
+        )
+        for kind, status in zip(kinds, statuses, strict=True)
+    ]
+    try:
+        await _read_all(kinds, statuses, read)
+        return await _explain(cluster, selectors, lifecycle, namespace, name, clock)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        selectors.close()
+        await api.close()
+
+
+async def _read_all(kinds: Sequence[WatchedKind], statuses: Sequence[WatchStatus], read: asyncio.Event) -> None:
+    """Waits until every kind has been read or refused; claims must have been read."""
+    deadline = asyncio.get_running_loop().time() + READ_ONCE_SECONDS
+    while not all(status.synced or status.served is False or status.errors.total() for status in statuses):
+        if asyncio.get_running_loop().time() > deadline:
+            break
+        read.clear()
+        try:
+            async with asyncio.timeout(0.2):
+                await read.wait()
+        except TimeoutError:
+            continue
+    claims = next(status for kind, status in zip(kinds, statuses, strict=True) if kind.name == "resourceclaims")
+    if not claims.synced:
+        why = ", ".join(reason.value for reason in claims.errors) or "no answer"
+        raise ControllerError(f"the ResourceClaims cannot be read ({why}); the log above says where and what to do")

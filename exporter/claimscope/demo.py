@@ -1,6 +1,7 @@
-"""What does claimscope look like at work? The real agent on a simulated node, and a real Prometheus where there is one.
+"""What does claimscope look like at work? The real agents and controller in a simulated cluster, and a real Prometheus.
 
-Everything runs on the loopback interface and in one temporary directory, and is gone afterwards.
+Everything runs on the loopback interface and in one temporary directory, and is gone afterwards. Prometheus is left
+out where there is none.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import socket
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from claimscope.clock import SystemClock
+from claimscope.sim.cluster import SimulatedCluster
+from claimscope.sim.scenario import load_scenario
+from claimscope.sim.scheduler import SchedulerCannotDecideError
+
 AGENT_PORT = 19400
+CONTROLLER_PORT = 19401
+NAMESPACE = "claimscope"
 PROMETHEUS_PORT = 19490
-_READY_SECONDS = 30.0
+_READY_SECONDS = 60.0  # three agents and a controller start at once, perhaps on one core
 _STOP_SECONDS = 10.0
 _RATE_SECONDS = 10  # the queries' range: as much as a demo has seen after a few moments
-_SHOWN_ROWS = 6
 
 Say = Callable[[str], None]
 
@@ -42,6 +49,7 @@ class Query:
     labels: tuple[str, ...]  # shown in front of each value
     unit: str
     scale: float = 1.0
+    rows: int = 6  # shown at most
 
 
 QUERIES = (
@@ -68,16 +76,60 @@ QUERIES = (
     ),
     Query(
         title="Power that nobody holds a claim for: idle GPUs, by device",
-        promql=f"sum by (gpu) (rate(gpu_unattributed_energy_joules_total[{_RATE_SECONDS}s])) > 0",
-        labels=("gpu",),
+        promql=f"sum by (node, gpu) (rate(gpu_unattributed_energy_joules_total[{_RATE_SECONDS}s])) > 0",
+        labels=("node", "gpu"),
         unit="W",
+    ),
+    Query(
+        title="Claims that wait, by the reason for it",
+        promql="sort_desc(count by (reason) (dra_claim_pending_reason))",
+        labels=("reason",),
+        unit="claims",
+        rows=30,
+    ),
+    Query(
+        title="What is left: devices by class and state",
+        promql="sort_desc(sum by (deviceclass, state) (dra_pool_devices) > 0)",
+        labels=("deviceclass", "state"),
+        unit="devices",
+        rows=12,
+    ),
+    Query(
+        title="Half of the claims were allocated in less than",
+        promql=(
+            "histogram_quantile(0.5, sum by (deviceclass, le) "
+            '(dra_allocation_duration_seconds_bucket{phase="scheduling"})) > 0'
+        ),
+        labels=("deviceclass",),
+        unit="s",
     ),
 )
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port of 127.0.0.1, or the next one that is free."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """One simulated node with its agent."""
+
+    node: str
+    profile: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """Where it serves."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+def nodes_of(profile: str) -> tuple[tuple[str, str], ...]:
+    """The demo's nodes: one of the chosen profile, one more with whole GPUs, one with MIG devices."""
+    return (("demo-node-1", profile), ("demo-node-2", "h100x8"), ("demo-node-3", "a100x8-mig"))
+
+
+def free_port(preferred: int, avoid: Collection[int] = ()) -> int:
+    """The preferred port of 127.0.0.1, or the next one that is free and not to be avoided."""
     for port in range(preferred, preferred + 50):
+        if port in avoid:
+            continue
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -88,14 +140,20 @@ def free_port(preferred: int) -> int:
     raise DemoError(f"ports {preferred} to {preferred + 49} of 127.0.0.1 are all taken: stop what listens there")
 
 
-def prometheus_config(agent_port: int) -> str:
+def prometheus_config(agents: Sequence[Agent], controller_port: int) -> str:
     """The whole configuration of the demo's Prometheus."""
+    targets = "\n".join(
+        f"  - {{targets: ['127.0.0.1:{agent.port}'], labels: {{node: {agent.node}}}}}" for agent in agents
+    )
     return f"""\
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 5s}}
 scrape_configs:
-- job_name: claimscope
+- job_name: claimscope-agent
   static_configs:
-  - targets: ['127.0.0.1:{agent_port}']
+{targets}
+- job_name: claimscope-controller
+  static_configs:
+  - targets: ['127.0.0.1:{controller_port}']
 """
 
 
@@ -166,6 +224,20 @@ async def _ready(web: aiohttp.ClientSession, url: str, process: asyncio.subproce
     raise DemoError(f"{name} ended with status {process.returncode} before it was ready: it says why above")
 
 
+async def _all_ready(
+    web: aiohttp.ClientSession, children: Mapping[str, asyncio.subprocess.Process], addresses: Sequence[str]
+) -> None:
+    failed: tuple[BaseException, ...] = ()
+    try:
+        async with asyncio.TaskGroup() as waiting:
+            for (name, process), address in zip(children.items(), addresses, strict=True):
+                waiting.create_task(_ready(web, f"{address}/readyz", process, name))
+    except* DemoError as group:
+        failed = group.exceptions
+    if failed:
+        raise failed[0]
+
+
 async def _ask(web: aiohttp.ClientSession, prometheus: str, query: Query) -> list[str]:
     response = await _get(web, f"{prometheus}/api/v1/query", query=query.promql)
     return [] if response is None or response.status != 200 else rows_of(await response.json(), query)
@@ -177,10 +249,10 @@ async def _show_queries(web: aiohttp.ClientSession, prometheus: str, say: Say) -
     for query in QUERIES:
         say(f"\n{query.title}\n  {query.promql}")
         rows = await _ask(web, prometheus, query)
-        for row in rows[:_SHOWN_ROWS] or ["(no series)"]:
+        for row in rows[: query.rows] or ["(no series)"]:
             say(f"    {row}")
-        if len(rows) > _SHOWN_ROWS:
-            say(f"    and {len(rows) - _SHOWN_ROWS} more")
+        if len(rows) > query.rows:
+            say(f"    and {len(rows) - query.rows} more")
 
 
 async def _show_totals(web: aiohttp.ClientSession, agent: str, say: Say) -> None:
@@ -197,67 +269,122 @@ async def _show_totals(web: aiohttp.ClientSession, agent: str, say: Say) -> None
         say(f"  {query.promql}")
 
 
+def _agent_command(
+    agent: Agent, cluster: SimulatedCluster, directory: str, scenario: str | None
+) -> tuple[str, ...]:
+    return (
+        sys.executable, "-m", "claimscope", "agent",
+        "--simulate", agent.profile,
+        *([] if scenario is None else ["--scenario", scenario]),
+        "--simulation-start-monotonic-ns", str(cluster.start_monotonic_ns),
+        "--api-server-url", cluster.url,
+        "--lease-namespace", NAMESPACE,
+        "--web-listen-address", f"127.0.0.1:{agent.port}",
+        "--node-name", agent.node,
+        "--state-file", f"{directory}/{agent.node}.json",
+        "--control-socket", f"{directory}/{agent.node}.sock",
+        "--log-level", "warning",
+    )
+
+
+def _controller_command(port: int, cluster: SimulatedCluster) -> tuple[str, ...]:
+    return (
+        sys.executable, "-m", "claimscope", "controller",
+        "--api-server-url", cluster.url,
+        "--namespace", NAMESPACE,
+        "--web-listen-address", f"127.0.0.1:{port}",
+        "--log-level", "warning",
+    )
+
+
+async def _cluster(stack: contextlib.AsyncExitStack, profile: str, scenario: str | None) -> SimulatedCluster:
+    try:
+        played = None if scenario is None else load_scenario(Path(scenario))
+        return await stack.enter_async_context(
+            SimulatedCluster.open(nodes_of(profile), clock=SystemClock(), scenario=played)
+        )
+    except (ValueError, SchedulerCannotDecideError) as error:
+        raise DemoError(str(error)) from error
+
+
+def _ports(profile: str, say: Say) -> tuple[tuple[Agent, ...], int]:
+    """Ports for the agents and the controller."""
+    taken = {CONTROLLER_PORT}
+    agents: list[Agent] = []
+    for node, of in nodes_of(profile):
+        port = free_port(AGENT_PORT, taken)
+        if not agents and port != AGENT_PORT:
+            say(f"port {AGENT_PORT} is taken: the agent listens on {port}")
+        agents.append(Agent(node=node, profile=of, port=port))
+        taken.add(port)
+    return tuple(agents), free_port(CONTROLLER_PORT, taken - {CONTROLLER_PORT})
+
+
 async def run(*, profile: str, scenario: str | None, seconds: float | None, say: Say) -> None:
     """Runs until cancelled, until `seconds` have passed, or until a part of it ends by itself."""
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(say, "\nstopped, nothing is left behind")
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-demo-"))
         web = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        port = free_port(AGENT_PORT)
-        if port != AGENT_PORT:
-            say(f"port {AGENT_PORT} is taken: the agent listens on {port}")
-        agent = await stack.enter_async_context(
-            _child(
-                sys.executable, "-m", "claimscope", "agent",
-                "--simulate", profile,
-                *([] if scenario is None else ["--scenario", scenario]),
-                "--web-listen-address", f"127.0.0.1:{port}",
-                "--node-name", "demo-node",
-                "--state-file", f"{directory}/agent.json",
-                "--control-socket", f"{directory}/agent.sock",
-                "--log-level", "warning",
-            )
+        cluster = await _cluster(stack, profile, scenario)
+        agents, controller_port = _ports(profile, say)
+        controller = f"http://127.0.0.1:{controller_port}"
+        children: dict[str, asyncio.subprocess.Process] = {}
+        for place, agent in enumerate(agents):
+            command = _agent_command(agent, cluster, directory, scenario if place == 0 else None)
+            children[f"the agent of {agent.node}"] = await stack.enter_async_context(_child(*command))
+        children["the controller"] = await stack.enter_async_context(
+            _child(*_controller_command(controller_port, cluster))
         )
-        address = f"http://127.0.0.1:{port}"
-        await _ready(web, f"{address}/readyz", agent, "the agent")
-        say(f"agent       {address}/metrics  (simulated node {profile}; {address}/ says more)")
-
-        server: asyncio.subprocess.Process | None = None
-        program = shutil.which("prometheus")
-        if program is None:
-            say("prometheus  left out, there is none on PATH: `make tools` or `apt-get install prometheus` brings it")
-            show = _show_totals(web, address, say)
-        else:
-            prometheus_port = free_port(PROMETHEUS_PORT)
-            if prometheus_port != PROMETHEUS_PORT:
-                say(f"port {PROMETHEUS_PORT} is taken: Prometheus listens on {prometheus_port}")
-            file = _write(directory, "prometheus.yml", prometheus_config(port))
-            server = await stack.enter_async_context(
-                _child(
-                    program, f"--config.file={file}", f"--storage.tsdb.path={directory}/data",
-                    f"--web.listen-address=127.0.0.1:{prometheus_port}", "--log.level=error",
-                )
-            )
-            query_address = f"http://127.0.0.1:{prometheus_port}"
-            await _ready(web, f"{query_address}/-/ready", server, "Prometheus")
-            say(f"prometheus  {query_address}/graph")
-            show = _show_queries(web, query_address, say)
-
+        await _all_ready(web, children, [*(agent.address for agent in agents), controller])
+        say(f"api server  {cluster.url}  (simulated; `kubectl --server {cluster.url} get resourceclaims -A` works)")
+        for agent in agents:
+            say(f"agent       {agent.address}/metrics  (simulated node {agent.profile}, {agent.node})")
+        say(f"controller  {controller}/metrics  ({controller}/ says more)")
+        show, prometheus = await _prometheus(stack, web, directory, agents, controller_port, say)
+        if prometheus is not None:
+            children["Prometheus"] = prometheus
         until = "" if seconds is None else f", or wait {seconds:g} s"
         say(f"Ctrl-C stops everything{until}.")
-        await _until_end(agent, server, show, seconds)
+        await _until_end(children, show, seconds)
+
+
+async def _prometheus(
+    stack: contextlib.AsyncExitStack,
+    web: aiohttp.ClientSession,
+    directory: str,
+    agents: Sequence[Agent],
+    controller_port: int,
+    say: Say,
+) -> tuple[Coroutine[object, object, None], asyncio.subprocess.Process | None]:
+    """Starts Prometheus where there is one; what is to be shown, and its process."""
+    program = shutil.which("prometheus")
+    if program is None:
+        say("prometheus  left out, there is none on PATH: `make tools` or `apt-get install prometheus` brings it")
+        return _show_totals(web, agents[0].address, say), None
+    port = free_port(PROMETHEUS_PORT)
+    if port != PROMETHEUS_PORT:
+        say(f"port {PROMETHEUS_PORT} is taken: Prometheus listens on {port}")
+    file = _write(directory, "prometheus.yml", prometheus_config(agents, controller_port))
+    server = await stack.enter_async_context(
+        _child(
+            program, f"--config.file={file}", f"--storage.tsdb.path={directory}/data",
+            f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+        )
+    )
+    address = f"http://127.0.0.1:{port}"
+    await _ready(web, f"{address}/-/ready", server, "Prometheus")
+    say(f"prometheus  {address}/graph")
+    return _show_queries(web, address, say), server
 
 
 async def _until_end(
-    agent: asyncio.subprocess.Process,
-    server: asyncio.subprocess.Process | None,
+    processes: Mapping[str, asyncio.subprocess.Process],
     show: Coroutine[object, object, None],
     seconds: float | None,
 ) -> None:
     """Shows, then waits; raises DemoError as soon as a child ends by itself."""
-    children: dict[asyncio.Task[int], str] = {asyncio.create_task(agent.wait()): "the agent"}
-    if server is not None:
-        children[asyncio.create_task(server.wait())] = "Prometheus"
+    children = {asyncio.create_task(process.wait()): name for name, process in processes.items()}
     showing = asyncio.create_task(show)
     pending: set[asyncio.Task[int] | asyncio.Task[None]] = {*children, showing}
     try:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
 from claimscope.attribution import Attribution, attribute, held_claims, owners
+from claimscope.claims.drift import DevicesEntry
 from claimscope.extremes import Extremes
 from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from claimscope.clock import Clock
     from claimscope.kube.api import ApiError
     from claimscope.kube.claims import ClaimLookup
+    from claimscope.kube.lease import HeartbeatLease
     from claimscope.kube.podresources import PodResourcesError
     from claimscope.kube.structs import Listing, SliceDevice
     from claimscope.nvml.supervisor import SupervisorState
@@ -86,6 +88,7 @@ class Node:
         self._failing: dict[str, str] = {"pod-resources": "no answer from the kubelet yet"} if attribution else {}
         self._journal_writes: Counter[str] = Counter()
         self._journal_wall_ns: int | None = None
+        self.heartbeat: HeartbeatLease | None = None  # for what is shown of it; somebody else runs it
         self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
 
     # What the sampler says.
@@ -332,8 +335,8 @@ class Node:
         if status is not None:
             yield from _status_samples(status)
         missing = Counter(reason for window in self._windows.values() for reason in window.missing.values())
-        for why in Missing:
-            yield own("missing_readings", missing[why], why.value)
+        for absent in Missing:
+            yield own("missing_readings", missing[absent], absent.value)
         yield own("unmeasurable_devices", self._unmeasurable(), "busy_time")
         yield own("unobserved_seconds_total", self._ledger.unobserved_seconds)
         for source, wall_ns in sorted(self._last_success_wall_ns.items()):
@@ -345,6 +348,11 @@ class Node:
             yield own("attribution_unresolved_devices", count, reason, driver)
         for result in ("ok", "error"):
             yield own("journal_writes_total", self._journal_writes[result], result)
+        if self.heartbeat is not None:
+            if self.heartbeat.renewed_wall is not None:
+                yield own("heartbeat_last_success_timestamp_seconds", self.heartbeat.renewed_wall)
+            for why, count in sorted(self.heartbeat.errors.items(), key=lambda item: item[0].value):
+                yield own("heartbeat_errors_total", count, why.value)
         if self._journal_wall_ns is not None:
             yield own("journal_last_success_timestamp_seconds", self._journal_wall_ns / 1e9)
 
@@ -356,6 +364,36 @@ class Node:
             for uuid in held
             if (window := self._windows.get(uuid)) is not None and _BUSY_KEYS.isdisjoint(window.integral)
         )
+
+
+def device_entries(snapshot: Snapshot) -> list[DevicesEntry]:
+    """The GPUs of a node by what should be alike among nodes; what NVML does not tell is left out."""
+    if snapshot.inventory is None:
+        return []
+    kinds: Counter[tuple[str, str | None, str | None, str | None, float | None]] = Counter()
+    for device in snapshot.inventory.devices:
+        if device.entity.parent is not None or device.model is None:
+            continue
+        window = snapshot.windows.get(device.entity.uuid)
+        last: Mapping[str, float] = {} if window is None else window.last
+        kinds[
+            device.model,
+            device.identity.get("vbios_version"),
+            _switch(last.get("mig_mode_enabled")),
+            _switch(last.get("ecc_mode_enabled")),
+            last.get("power_limit_enforced"),
+        ] += 1
+    return [
+        DevicesEntry(
+            model=model, count=count, driver_version=snapshot.inventory.driver_version, vbios_version=vbios,
+            mig_mode=mig, ecc_mode=ecc, power_limit_watts=watts,
+        )
+        for (model, vbios, mig, ecc, watts), count in kinds.items()
+    ]
+
+
+def _switch(value: float | None) -> str | None:
+    return None if value is None else "enabled" if value else "disabled"
 
 
 def with_known(inventory: Inventory, before: Inventory | None) -> Inventory:

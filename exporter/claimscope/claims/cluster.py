@@ -234,6 +234,13 @@ class Cluster:
         self._events: dict[str, dict[tuple[str, str], Event]] = {}  # reason -> (namespace/pod, uid) -> newest
         self._narrow_rules: dict[DeviceKey, set[str]] = {}  # rules that name exactly one device
         self._wide_rules: set[str] = set()
+        self.tainted: set[DeviceKey] = set()  # devices whose slice carries taints; rules are not in it
+        self.node_labels_version = 0  # rises when a node comes, goes or is labelled anew: node selectors match anew
+        self._dirty_pools: set[PoolKey] = set()
+        # Numbers that only grow, for those who keep what they derived.
+        self.revision = 0  # any news
+        self.classes_revision = 0
+        self.pool_revisions: dict[PoolKey, int] = {}  # of pools whose devices, holders or taints changed
 
     # --- taking news in ---
 
@@ -280,6 +287,7 @@ class Cluster:
     def _put(
         self, kind: str, identity: Any, obj: Any | None, *, listed: bool, gone: Any | None = None  # noqa: ANN401
     ) -> list[Change]:
+        self.revision += 1
         if kind == "resourceslices":
             self._put_slice(identity, obj)
             return [Change(kind=kind, before=None, after=obj, listed=listed)]
@@ -317,6 +325,11 @@ class Cluster:
             self._index_claim(before, after)
         elif kind == "devicetaintrules":
             self._index_rule(before, after)
+        elif kind == "deviceclasses":
+            self.classes_revision += 1
+        elif kind == "nodes":
+            if before is None or after is None or before.metadata.labels != after.metadata.labels:
+                self.node_labels_version += 1
         elif kind == "pods":
             self._index_pod(before, after)
             if after is None:
@@ -329,6 +342,7 @@ class Cluster:
         new = holdings_of(after) if after is not None else ()
         if old == new:
             return
+        self._touch_pools(PoolKey(each.device.driver, each.device.pool) for each in (*old, *new))
         for holding in old:
             left = tuple(each for each in self._holdings.get(holding.device, ()) if each != holding)
             if left:
@@ -342,6 +356,7 @@ class Cluster:
         for rule, add in ((before, False), (after, True)):
             if rule is None:
                 continue
+            self._touch_pools(self.pools_of_rule(rule))
             device = _only_device(rule)
             names = self._wide_rules if device is None else self._narrow_rules.setdefault(device, set())
             if add:
@@ -399,9 +414,11 @@ class Cluster:
 
     def _derive(self, key: PoolKey) -> None:
         """The pool's newest generation, from its slices."""
+        self._touch_pools((key,))
         old = self.pools.pop(key, None)
         for device in old.devices if old is not None else ():
             self.devices.pop(device.key, None)
+            self.tainted.discard(device.key)
         names = self._slices_of_pool.get(key)
         if not names:
             self._slices_of_pool.pop(key, None)
@@ -428,6 +445,13 @@ class Cluster:
         self.pools[key] = pool
         for device in pool.devices:
             self.devices[device.key] = device
+            if device.taints:
+                self.tainted.add(device.key)
+
+    def _touch_pools(self, keys: Iterable[PoolKey]) -> None:
+        for key in keys:
+            self._dirty_pools.add(key)
+            self.pool_revisions[key] = self.revision
 
     # --- reading ---
 
@@ -474,6 +498,25 @@ class Cluster:
         names = self._narrow_rules.get(device, set()) | self._wide_rules
         return [rule for name in sorted(names) if rule_selects(rule := self.rules[name], device)]
 
+    def pools_of_rule(self, rule: DeviceTaintRule) -> list[PoolKey]:
+        """The pools in which a rule may select devices."""
+        selector = rule.spec.device_selector
+        if selector is None:
+            return list(self.pools)
+        if selector.driver is not None and selector.pool is not None:
+            key = PoolKey(selector.driver, selector.pool)
+            return [key] if key in self.pools else []
+        return [
+            key
+            for key in self.pools
+            if selector.driver in (None, key.driver) and selector.pool in (None, key.pool)
+        ]
+
+    def take_dirty_pools(self) -> set[PoolKey]:
+        """The pools whose devices, holders or taints changed since the last call; there is one caller."""
+        dirty, self._dirty_pools = self._dirty_pools, set()
+        return dirty
+
     def usable_on(self, device: DeviceFacts, node: str) -> bool:
         """Whether a pod on `node` could use a device."""
         if device.node is not None:
@@ -482,6 +525,18 @@ class Cluster:
             return True
         found = self.nodes.get(node)
         return device.node_selector is not None and found is not None and node_matches(device.node_selector, found)
+
+    def counts(self) -> dict[str, int]:
+        """Objects known now, by kind; of events those that say something about a pod."""
+        tables = (
+            "resourceclaims", "pods", "deviceclasses", "resourceclaimtemplates", "devicetaintrules", "nodes",
+            "resourcequotas", "leases",
+        )
+        return {
+            **{kind: len(self._table(kind)) for kind in tables},
+            "resourceslices": len(self._slices),
+            **{f"events/{reason}": len(events) for reason, events in self._events.items()},
+        }
 
     def iterate_pods(self) -> Iterator[tuple[Pod, PodClaim]]:
         """Every claim entry of every pod."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from claimscope.claims.capacity import Capacity
 from claimscope.claims.cluster import Change, Cluster
-from claimscope.claims.drift import drift_samples
+from claimscope.claims.drift import Drift
 from claimscope.claims.lifecycle import Lifecycle
-from claimscope.claims.migration import migration_samples
+from claimscope.claims.migration import Migration
 from claimscope.claims.model import ClaimView, ClusterSnapshot, Wait
 from claimscope.claims.pending import Waiting
 from claimscope.claims.quota import quota_samples
@@ -84,7 +84,8 @@ class Engine:
     def __post_init__(self) -> None:
         self.lifecycle = Lifecycle(count_since_wall=self.count_since_wall)
         self.violations = Violations(count_since_wall=self.count_since_wall)
-        cluster, selectors, waiting, capacity = self.cluster, self.selectors, Waiting(), Capacity()
+        cluster, selectors = self.cluster, self.selectors
+        waiting, capacity, migration, drift = Waiting(), Capacity(), Migration(), Drift()
         self._waits = _Part(
             make=lambda: waiting.waits(cluster, selectors, self.lifecycle.views, self._wall()), result=(), ages=True
         )
@@ -92,8 +93,8 @@ class Engine:
             lambda: capacity.samples(cluster, selectors),
             lambda: taint_samples(cluster),
             lambda: quota_samples(cluster),
-            lambda: migration_samples(cluster),
-            lambda: drift_samples(cluster),
+            lambda: migration.samples(cluster),
+            lambda: drift.samples(cluster),
         )
         self._parts = tuple(_Part(make=make, result=[]) for make in makers)
 
@@ -151,10 +152,12 @@ class Engine:
         """Everything that ranges over the whole cluster; again where selectors had to be evaluated first."""
         self.lifecycle.tick(self.cluster, self._wall())
         for _ in range(SETTLE_ROUNDS):
-            for part in (self._waits, *self._parts):
+            self._waits.refresh(self._generation, self.clock)
+            for part in self._parts:
                 part.refresh(self._generation, self.clock)
             if not await self.selectors.settle():
                 return
             self._generation += 1
-            for part in (self._waits, *self._parts):
+            self._waits.cost_ns = 0
+            for part in self._parts:
                 part.cost_ns = 0

@@ -7,21 +7,56 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from claimscope.export.cluster import ClusterCollector
+from claimscope.export.collect import Collector
 from claimscope.metrics.spec import Family, Kind, Quantity, Read, Split, Stat, Via, View, family_name
+from claimscope.metrics.tables import QUANTITIES
 from claimscope.nvml.calls import CALLS
+
+__all__ = ["QUANTITIES", "Entry", "all_families", "entries", "json", "markdown"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+# Title, what the group is, and who serves it.
 _GROUPS = (
-    ("Devices", "One series per GPU or MIG device, and per value of the other labels."),
-    ("Who holds what", "Joins devices to holders; always 1."),
-    ("Accounts of ResourceClaims", "What each claim used of each device."),
-    ("Accounts of device-plugin pods", "The same for containers that hold GPUs without a claim."),
-    ("Unattributed", "What no holder can be given. Holders and this add up to the device."),
-    ("The agent itself", "Whether the figures can be trusted, and what they cost."),
+    ("Devices", "One series per GPU or MIG device, and per value of the other labels.", "agent"),
+    ("Who holds what", "Joins devices to holders; always 1.", "agent"),
+    ("Accounts of ResourceClaims", "What each claim used of each device.", "agent"),
+    ("Accounts of device-plugin pods", "The same for containers that hold GPUs without a claim.", "agent"),
+    ("Unattributed", "What no holder can be given. Holders and this add up to the device.", "agent"),
+    ("The agent itself", "Whether the figures can be trusted, and what they cost.", "agent"),
+    ("Claims", "One or a few series per ResourceClaim.", "controller"),
+    ("Claims that wait", "Only for claims that a pod needs and that are not ready.", "controller"),
+    ("Durations and outcomes", "Counted as claims go their way; a controller that restarts does not count twice.",
+     "controller"),
+    ("Capacity, taints and quota", "What drivers publish, less what claims hold.", "controller"),
+    ("From device plugin to DRA", "How far the move is, and where nodes differ.", "controller"),
+    ("The controller itself", "Whether the figures can be trusted, and what they cost.", "controller"),
+)  # fmt: skip
+_PREFIXES = (  # the first that fits
+    ("gpu_allocation_info", 1),
+    ("dra_claim_gpu_", 2),
+    ("pod_gpu_", 3),
+    ("gpu_unattributed_", 4),
+    ("gpu_", 0),
+    ("dra_claim_pending_", 7),
+    ("dra_claim_ready_", 8),
+    ("dra_claim_lifetime_", 8),
+    ("dra_claim_evictions_", 8),
+    ("dra_claims_completed_", 8),
+    ("dra_allocation_", 8),
+    ("dra_claim_", 6),
+    ("kube_resourceclaim_", 6),
+    ("dra_pool_", 9),
+    ("dra_device_", 9),
+    ("dra_class_", 9),
+    ("dra_taint_", 9),
+    ("dra_constraint_", 9),
+    ("dra_quota_", 9),
+    ("dra_", 10),
+    ("claimscope_controller_", 11),
 )
-_PREFIXES = (("dra_claim_gpu_", 2), ("pod_gpu_", 3), ("gpu_unattributed_", 4))
 _ACCOUNT_PREFIXES = ("gpu", "dra_claim_gpu", "pod_gpu", "gpu_unattributed")
 
 
@@ -46,12 +81,12 @@ class Entry:
 
 
 def _group_of(name: str) -> int:
-    if name == "gpu_allocation_info":
-        return 1
-    for prefix, group in _PREFIXES:
-        if name.startswith(prefix):
-            return group
-    return 0 if name.startswith("gpu_") else 5
+    return next((group for prefix, group in _PREFIXES if name.startswith(prefix)), 5)
+
+
+def all_families() -> Mapping[str, Family]:
+    """Everything that the agent and the controller can serve."""
+    return {**Collector(QUANTITIES).families, **ClusterCollector().families}
 
 
 def _sources(quantity: Quantity, view: View) -> list[str]:
@@ -104,7 +139,7 @@ def entries(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> l
                 dcgm=_once(view.dcgm for _, view in rows if view.dcgm),
             )
         )
-    order = [title for title, _ in _GROUPS]
+    order = [title for title, _, _ in _GROUPS]
     made.sort(key=lambda entry: order.index(entry.group))
     return made
 
@@ -125,20 +160,22 @@ def markdown(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> 
     """docs/metrics.md: one table per group."""
     documented = entries(families, quantities)
     lines = [
-        "# Metrics of the agent",
+        "# Metrics",
         "",
         "Made from the metric tables by `claimscope metrics --format md`; change those, then run `make docs`.",
         "",
         "Units are base units and stand in the names. A number that cannot be read has no series, and"
         " `claimscope_agent_missing_readings{reason}` counts it. An optional label without a value is empty. Tiers:"
         " tick 10 times a second by default, gpm and second once a second, slow every 10 s, rare every minute, event"
-        " when it happens.",
+        " when it happens. Histograms have `_bucket` with the label `le`, `_sum` and `_count`.",
+        "",
+        "The agent serves the figures of its node's devices and of their holders, the controller those of the cluster.",
     ]
-    for title, about in _GROUPS:
+    for title, about, server in _GROUPS:
         members = [entry for entry in documented if entry.group == title]
         if not members:
             continue
-        lines += ["", f"## {title}", "", about, ""]
+        lines += ["", f"## {title}", "", f"{about} Served by the {server}.", ""]
         derived = any(entry.sources for entry in members)
         if derived:
             lines += [

@@ -2,22 +2,25 @@
 
 Prometheus text 0.0.4 and OpenMetrics 1.0.0 differ only in their comment lines here, so the sample lines are made
 once for both. Everything in front of a value (name, escaped labels) is cached per family and label tuple; between two
-snapshots only the numbers are formatted anew.
+snapshots only the numbers are formatted anew. Histograms are few and written out each time.
 """
 
 from __future__ import annotations
 
 import time
 import zlib
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from prometheus_client.utils import floatToGoString
 
 from claimscope.metrics.spec import Family, Type
+from claimscope.model import Histogram, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from claimscope.model import Sample, Snapshot
-
+S = TypeVar("S")
 Labels = tuple[tuple[str, str], ...]
 Block = tuple[str, list[str]]  # name of a family, and its sample lines in pieces
 
@@ -25,6 +28,8 @@ Block = tuple[str, list[str]]  # name of a family, and its sample lines in piece
 KEEP_RENDERS = 60
 
 _NOT_FINITE = ("nf", "an")  # how repr ends for infinities and NaN, and for no other float
+
+_HISTOGRAM_SUFFIXES = ("_bucket", "_count", "_sum", "_total", "_created")
 
 _LABEL_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _HELP_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n"})
@@ -80,8 +85,32 @@ def check_family(family: Family) -> None:
         raise ValueError(f"family {family.name}: a counter's name must end in _total")
     if family.type is Type.INFO and not family.name.endswith("_info"):
         raise ValueError(f"family {family.name}: an info's name must end in _info")
-    if family.type is Type.HISTOGRAM:
-        raise ValueError(f"family {family.name}: histograms are not rendered")
+    if family.type is Type.HISTOGRAM and family.name.endswith(_HISTOGRAM_SUFFIXES):
+        raise ValueError(f"family {family.name}: a histogram's name must not end in _bucket, _count, _sum or _total")
+
+
+def _bound_text(bound: float) -> str:
+    text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]  # prometheus_client does not annotate it
+    return text
+
+
+def histogram_lines(histogram: Histogram) -> list[str]:
+    """Cumulative buckets, count and sum of one series, as prefixes and values in turn.
+
+    Bounds are written as Go does in OpenMetrics ("1.0", "2.592e+06"), in text 0.0.4 as well: Prometheus before 3.0
+    stores `le` as it finds it, so a series would change its name with the negotiated format.
+    """
+    name, labels = histogram.family, histogram.labels
+    bounds = [*(_bound_text(bound) for bound in histogram.bounds), "+Inf"]
+    cumulative = list(accumulate(histogram.counts))
+    parts: list[str] = []
+    for bound, count in zip(bounds, cumulative, strict=True):
+        parts += (sample_prefix(name + "_bucket", (*labels, ("le", bound))), str(count))
+    parts += (sample_prefix(name + "_count", labels), str(cumulative[-1]))
+    total = format_value(histogram.sum)
+    if total is not None:
+        parts += (sample_prefix(name + "_sum", labels), total)
+    return parts
 
 
 class _Line:
@@ -131,18 +160,18 @@ class Renderer:
         """Label prefixes held now."""
         return sum(len(cache.prefixes) + len(cache.old) for cache in self._caches.values())
 
-    def render(self, samples: Iterable[Sample], openmetrics: bool) -> bytes:
+    def render(self, samples: Iterable[Sample | Histogram], openmetrics: bool) -> bytes:
         """One whole exposition."""
         return self.assemble(self.blocks(samples), openmetrics)
 
-    def blocks(self, samples: Iterable[Sample]) -> list[Block]:
+    def blocks(self, samples: Iterable[Sample | Histogram]) -> list[Block]:
         """Sample lines by family, in the order in which the families first appear; the same for both formats."""
         self._renders += 1
         if self._renders % self._keep_renders == 0:
             self._age()
-        groups: dict[str, list[Sample]] = {}
+        groups: dict[str, list[Sample | Histogram]] = {}
         current: str | None = None
-        group: list[Sample] = []
+        group: list[Sample | Histogram] = []
         for sample in samples:
             if sample.family != current:
                 current = sample.family
@@ -166,11 +195,19 @@ class Renderer:
         parts.append("\n")
         return "".join(parts).encode("utf-8", "replace")
 
-    def _lines(self, name: str, members: Sequence[Sample]) -> list[str]:
+    def header(self, name: str, openmetrics: bool) -> str:
+        """Comment lines of a family, each with the line break in front."""
+        cache = self._cache(name)
+        return cache.openmetrics if openmetrics else cache.text
+
+    def _lines(self, name: str, members: Sequence[Sample | Histogram]) -> list[str]:
         cache = self._cache(name)
         prefixes, old = cache.prefixes, cache.old
         parts: list[str] = []
         for sample in members:
+            if isinstance(sample, Histogram):
+                parts += histogram_lines(sample)
+                continue
             labels, value = sample.labels, sample.value
             line = prefixes.get(id(labels))
             if line is None:
@@ -206,10 +243,10 @@ class Renderer:
                 del self._caches[name]
 
 
-class Exposition:
+class Exposition(Generic[S]):
     """One Snapshot in every form a scraper may ask for, each made when first asked for and then kept."""
 
-    def __init__(self, snapshot: Snapshot, samples: Callable[[Snapshot], Sequence[Sample]], renderer: Renderer) -> None:
+    def __init__(self, snapshot: S, samples: Callable[[S], Sequence[Sample | Histogram]], renderer: Renderer) -> None:
         self.snapshot = snapshot
         self.render_seconds = 0.0  # what making the forms so far has cost
         self._samples = samples

@@ -1,37 +1,36 @@
-"""How does the API server get read: with which credentials, and how is a kind followed without a gap?
+"""How does the API server get read: and written: with which credentials, and what do its refusals mean?
 
-List and watch work on raw lines and decode only the fields that are read. Inside a cluster nothing but the service
-account's files is needed; `--kubeconfig` borrows credentials from the package `kubernetes`, loaded only then.
+Bodies stay bytes: who asks decodes only the fields that are read. Inside a cluster nothing but the service account's
+files is needed; `--kubeconfig` borrows credentials from the package `kubernetes`, loaded only then.
 """
 
 from __future__ import annotations
 
-import asyncio
 import enum
-import logging
-import random
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 
 from claimscope.clock import Clock
-from claimscope.kube.objects import ApiGroup, ApiResourceList, RawList, Status, Versioned, WatchLine
-
-log = logging.getLogger(__name__)
+from claimscope.kube.objects import RESOURCE_GROUP, ApiGroup, ApiResourceList, Status, VersionInfo
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS: Final = 60.0  # kubelets rotate the file well before the token ends
 KUBECONFIG_SECONDS: Final = 300.0
 LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 BODY_LIMIT_BYTES: Final = 256 * 1024 * 1024
-_FIRST_WAIT_SECONDS: Final = 0.5
-_LONGEST_WAIT_SECONDS: Final = 30.0
+
+# Content types of what is sent. Server-side apply takes JSON under the name of YAML, and nothing else.
+JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+APPLY: Final = "application/apply-patch+yaml"  # with the parameters fieldManager and, to take over fields, force=true
 
 T = TypeVar("T")
 Params = Mapping[str, str]
@@ -46,7 +45,9 @@ class ApiReason(enum.Enum):
     UNAUTHORIZED = "unauthorized"  # 401
     FORBIDDEN = "forbidden"  # 403
     NOT_FOUND = "not_found"  # 404
+    CONFLICT = "conflict"  # 409: it exists already, or somebody else wrote it since it was read
     GONE = "gone"  # 410
+    INVALID = "invalid"  # 422
     RATE_LIMITED = "rate_limited"  # 429
     SERVER_ERROR = "server_error"  # 5xx
     MALFORMED = "malformed"
@@ -77,6 +78,17 @@ class AccessSource(Protocol):
 
     async def access(self, *, renew: bool = False) -> Access:
         """The present access; `renew` after a 401. Raises ApiError."""
+
+
+class OpenAccess:
+    """An API server that asks for no credentials: a simulated one, or `kubectl proxy`, on this machine."""
+
+    def __init__(self, base_url: str) -> None:
+        self._access = Access(base_url=base_url.rstrip("/"))
+
+    async def access(self, *, renew: bool = False) -> Access:
+        """Where it is."""
+        return self._access
 
 
 class InCluster:
@@ -179,7 +191,7 @@ class Kubeconfig:
 
 
 class ApiClient:
-    """GET on the API server over kept connections. The session is made at the first request."""
+    """Requests to the API server over kept connections. The HTTP session is made at the first request."""
 
     def __init__(self, source: AccessSource, timeout: float = 30.0) -> None:
         self._source = source
@@ -195,55 +207,99 @@ class ApiClient:
 
     async def get(self, path: str, params: Params | None = None) -> bytes:
         """The body of one answer. Raises ApiError."""
-        body = bytearray()
+        return await self.send("GET", path, params=params)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | Mapping[str, Any] | Sequence[Any] | None = None,
+        content_type: str = JSON,
+        params: Params | None = None,
+    ) -> bytes:
+        """The body of the answer to one request; a `body` that is not bytes yet is encoded as JSON. Raises ApiError."""
         limits = aiohttp.ClientTimeout(total=self._timeout, sock_connect=10)
-        async with aclosing(self._chunks(path, params or {}, limits)) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > BODY_LIMIT_BYTES:
-                    raise ApiError(ApiReason.MALFORMED, f"GET {path} answers more than {BODY_LIMIT_BYTES >> 20} MiB")
-        return bytes(body)
+        data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
+        answer = bytearray()
+        async with self._open(method, path, params or {}, limits, data, content_type) as response:
+            async for chunk in response.content.iter_any():
+                answer += chunk
+                if len(answer) > BODY_LIMIT_BYTES:
+                    raise ApiError(
+                        ApiReason.MALFORMED, f"{method} {path} answers more than {BODY_LIMIT_BYTES >> 20} MiB"
+                    )
+        return bytes(answer)
 
     async def lines(self, path: str, params: Params, quiet_seconds: float) -> AsyncGenerator[bytes, None]:
         """The lines of a watch, as they come. Ends when the server ends it. Raises ApiError."""
+        async with aclosing(self.batches(path, params, quiet_seconds)) as batches:
+            async for batch in batches:
+                for line in batch:
+                    yield line
+
+    async def batches(self, path: str, params: Params, quiet_seconds: float) -> AsyncGenerator[list[bytes], None]:
+        """The lines of a watch, those that arrived together at a time; first none, once the server accepts the watch.
+
+        Silence of more than `quiet_seconds` is an error. Raises ApiError.
+        """
         limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=quiet_seconds)
-        rest = b""
-        async with aclosing(self._chunks(path, params, limits)) as chunks:
-            async for chunk in chunks:
-                *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    if line.strip():
-                        yield line
-                if len(rest) > LINE_LIMIT_BYTES:
+        begun: list[bytes] = []  # the line that is not whole yet
+        size = 0
+        async with self._open("GET", path, params, limits) as response:
+            yield []
+            async for chunk in response.content.iter_any():
+                begun.append(chunk)
+                size += len(chunk)
+                if b"\n" in chunk:
+                    *whole, rest = b"".join(begun).split(b"\n")
+                    begun, size = [rest], len(rest)
+                    yield [line for line in whole if line.strip()]
+                if size > LINE_LIMIT_BYTES:
                     raise ApiError(
                         ApiReason.MALFORMED, f"a line of the watch on {path} exceeds {LINE_LIMIT_BYTES} bytes"
                     )
-        if rest.strip():
-            yield rest
+        last = b"".join(begun)
+        if last.strip():
+            yield [last]
 
-    async def _chunks(self, path: str, params: Params, limits: aiohttp.ClientTimeout) -> AsyncGenerator[bytes, None]:
+    @asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        params: Params,
+        limits: aiohttp.ClientTimeout,
+        data: bytes | None = None,
+        content_type: str = JSON,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         access = await self._source.access(renew=self._renew)
         if self._session is None:
-            # trust_env would send cluster traffic through a proxy of the environment.
-            self._session = aiohttp.ClientSession(trust_env=False, read_bufsize=1 << 20)
-        headers = {"Accept": "application/json", "User-Agent": "claimscope"}
+            # trust_env would send cluster traffic through a proxy of the environment. Each watch keeps a connection
+            # for good: with aiohttp's limit of 100, requests of a busy process would wait for one that never ends.
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=1 << 20)
+        headers = {"Accept": JSON, "User-Agent": "claimscope"}
         if access.authorization:
             headers["Authorization"] = access.authorization
+        if data is not None:
+            headers["Content-Type"] = content_type
         url = access.base_url + path
         try:
-            async with self._session.get(
+            async with self._session.request(
+                method,
                 url,
                 params=dict(params),
+                data=data,
                 headers=headers,
                 timeout=limits,
                 ssl=access.tls if access.tls is not None else True,
                 allow_redirects=False,
             ) as response:
                 self._renew = response.status == 401
-                if response.status != 200:
+                if response.status not in (200, 201, 202):
                     raise _refusal(url, response, await response.content.read(4096))
-                async for chunk in response.content.iter_any():
-                    yield chunk
+                yield response
         except TimeoutError as error:
             raise ApiError(
                 ApiReason.TIMEOUT, f"{url} did not answer in time; check the network and the API server's load"
@@ -251,15 +307,23 @@ class ApiClient:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(
                 ApiReason.UNREACHABLE,
-                f"cannot read {url}: {error or type(error).__name__}; check the address, the network policy and the CA",
+                f"cannot {'read' if method == 'GET' else method} {url}: {error or type(error).__name__}; check the "
+                "address, the network policy and the CA",
             ) from error
 
 
+async def server_version(api: ApiClient) -> VersionInfo:
+    """Which Kubernetes the API server is. Raises ApiError."""
+    return decode(await api.get("/version"), VersionInfo, "/version")
+
+
 async def discover(api: ApiClient, group: str, versions: Sequence[str], plural: str) -> str:
-    """The first of `versions` in which the server serves `plural`. Raises ApiError."""
+    """The first of `versions` in which the server serves `plural`; "", the core group, always does. Raises ApiError."""
+    if not group:
+        return versions[0]
     where = f"/apis/{group}"
     try:
-        served = {entry.version for entry in _decode(await api.get(where), ApiGroup, where).versions or ()}
+        served = {entry.version for entry in decode(await api.get(where), ApiGroup, where).versions or ()}
     except ApiError as error:
         if error.reason is not ApiReason.NOT_FOUND:
             raise
@@ -267,143 +331,27 @@ async def discover(api: ApiClient, group: str, versions: Sequence[str], plural: 
     for version in versions:
         if version in served:
             path = f"{where}/{version}"
-            listed = _decode(await api.get(path), ApiResourceList, path).resources or ()
+            listed = decode(await api.get(path), ApiResourceList, path).resources or ()
             if any(resource.name == plural for resource in listed):
                 return version
+    cure = "; Dynamic Resource Allocation needs Kubernetes 1.34, or its API enabled" if group == RESOURCE_GROUP else ""
     raise ApiError(
         ApiReason.NOT_FOUND,
         f"the API server serves {plural} in none of {', '.join(f'{group}/{version}' for version in versions)} (it has: "
-        f"{', '.join(sorted(served)) or 'nothing of this group'}); Dynamic Resource Allocation "
-        "needs Kubernetes 1.34, or its API enabled",
+        f"{', '.join(sorted(served)) or 'nothing of this group'}){cure}",
     )
 
 
-class ListWatch(Generic[T]):
-    """Follows one kind: list, watch from there, begin again where the server's memory ends.
-
-    `on_sync` gets everything there is, after each list; `on_change` one object that changed (True) or went (False);
-    `on_error` every failure, with the text that says what to do. What was known before a failure stands.
-    """
-
-    def __init__(
-        self,
-        api: ApiClient,
-        path: str,
-        kind: type[T],
-        *,
-        clock: Clock,
-        on_sync: Callable[[list[T]], None],
-        on_change: Callable[[T, bool], None],
-        on_error: Callable[[ApiError], None],
-        params: Params | None = None,
-        watch_seconds: int = 300,
-        first_wait_seconds: float = _FIRST_WAIT_SECONDS,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self._api = api
-        self._path = path
-        self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(kind)
-        self._clock = clock
-        self._on_sync = on_sync
-        self._on_change = on_change
-        self._on_error = on_error
-        self._params = dict(params or {})
-        self._watch_seconds = watch_seconds
-        self._first_wait = first_wait_seconds
-        self._wait = first_wait_seconds
-        self._jitter = jitter
-
-    async def run(self) -> None:
-        """Runs until it is cancelled."""
-        version: str | None = None
-        fresh = False  # the next list must not come from a cache that may be older than what was gone
-        failed: ApiReason | None = None
-        while True:
-            began_ns = self._clock.monotonic_ns()
-            try:
-                if version is None:
-                    version = await self._list(fresh=fresh)
-                    if failed is not None:
-                        log.info("%s is readable again", self._path)
-                    failed = None
-                version, heard = await self._watch(version)
-                lasted = (self._clock.monotonic_ns() - began_ns) / 1e9
-                if heard or lasted >= 1.0:
-                    self._wait = self._first_wait
-                else:
-                    await self._back_off(None)  # a proxy that ends every watch at once must not make a busy loop
-                fresh = False
-            except ApiError as error:
-                gone = error.reason is ApiReason.GONE
-                if error.reason is not failed and not gone:
-                    log.warning("cannot follow %s: %s", self._path, error)
-                if not gone:
-                    failed = error.reason
-                self._on_error(error)
-                relist_at_once = gone and not fresh
-                version, fresh = None, gone
-                if not relist_at_once:
-                    await self._back_off(error.retry_after_seconds)
-
-    async def _back_off(self, asked_seconds: float | None) -> None:
-        pause = self._wait * (0.5 + self._jitter())
-        self._wait = min(self._wait * 2, _LONGEST_WAIT_SECONDS)
-        if asked_seconds is not None:
-            pause = max(pause, min(asked_seconds, 2 * _LONGEST_WAIT_SECONDS))
-        await asyncio.sleep(pause)
-
-    async def _list(self, *, fresh: bool) -> str:
-        # resourceVersion=0 is answered from the server's cache, unpaged; without it the list is read from etcd.
-        params = self._params if fresh else {**self._params, "resourceVersion": "0"}
-        listed = _decode(await self._api.get(self._path, params), RawList, self._path)
-        self._on_sync([self._object(raw) for raw in listed.items or ()])
-        return listed.metadata.resource_version
-
-    async def _watch(self, version: str) -> tuple[str, bool]:
-        """Follows until the server ends the watch: the version to go on from, and whether anything came."""
-        params = {
-            **self._params,
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": str(self._watch_seconds),
-        }
-        heard = False
-        async with aclosing(self._api.lines(self._path, params, self._watch_seconds + 30.0)) as lines:
-            async for line in lines:
-                event = _decode(line, WatchLine, self._path)
-                if event.type == "ERROR":
-                    status = _decode(event.object, Status, self._path)
-                    reason = _reason(status.code)
-                    raise ApiError(reason, f"the watch on {self._path} ended with {status.code}: {status.message}")
-                changed = _decode(event.object, Versioned, self._path).metadata.resource_version
-                if event.type != "BOOKMARK":
-                    self._on_change(self._object(event.object), event.type != "DELETED")
-                version = changed or version
-                heard = True
-                self._wait = self._first_wait
-        return version, heard
-
-    def _object(self, raw: msgspec.Raw) -> T:
-        try:
-            return self._decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _malformed(self._path, error) from error
-
-
-def _decode(data: bytes | msgspec.Raw, kind: type[T], where: str) -> T:
+def decode(data: bytes | msgspec.Raw, kind: type[T], where: str) -> T:
+    """One object out of an answer's body. Raises ApiError."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed(where, error) from error
+        raise malformed(where, error) from error
 
 
-def decode(data: bytes, kind: type[T], where: str) -> T:
-    """One object out of an answer's body. Raises ApiError."""
-    return _decode(data, kind, where)
-
-
-def _malformed(where: str, error: Exception) -> ApiError:
+def malformed(where: str, error: Exception) -> ApiError:
+    """What to raise for bytes that no API server sends."""
     return ApiError(
         ApiReason.MALFORMED,
         f"what came from {where} is not what the API server sends: {error}; check that the address is a Kubernetes API "
@@ -411,12 +359,15 @@ def _malformed(where: str, error: Exception) -> ApiError:
     )
 
 
-def _reason(status: int) -> ApiReason:
+def reason_of(status: int) -> ApiReason:
+    """The reason behind an HTTP status, or behind the code of a Status."""
     known = {
         401: ApiReason.UNAUTHORIZED,
         403: ApiReason.FORBIDDEN,
         404: ApiReason.NOT_FOUND,
+        409: ApiReason.CONFLICT,
         410: ApiReason.GONE,
+        422: ApiReason.INVALID,
         429: ApiReason.RATE_LIMITED,
         504: ApiReason.TIMEOUT,
     }
@@ -429,11 +380,13 @@ _CURES: Final = {
     ApiReason.NOT_FOUND: "this API is not served: check the Kubernetes version and --runtime-config",
     ApiReason.RATE_LIMITED: "the server asks to wait; it is asked again later",
     ApiReason.GONE: "the version is too old; the list is read again",
+    ApiReason.CONFLICT: "somebody else wrote it first; it is read again",
+    ApiReason.INVALID: "the server does not take this object: check that its Kubernetes version is a supported one",
 }
 
 
 def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> ApiError:
-    reason = _reason(response.status)
+    reason = reason_of(response.status)
     try:
         message = msgspec.json.decode(body, type=Status).message
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -73,6 +73,11 @@ class WatchedKind:
     required: bool = True  # False: its absence (not served, 403) does not keep the controller from being ready
     about: str = ""  # what is missing without it, for logs and doctor
 
+    @property
+    def keeps_everything(self) -> bool:
+        """True where no object is dropped."""
+        return self.keep is _anything
+
 
 RESOURCE_VERSIONS: Final = ("v1", "v1beta2")
 

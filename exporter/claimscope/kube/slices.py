@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Final
 
 from claimscope.clock import Clock
-from claimscope.kube.api import ApiClient, ApiError, ListWatch, discover
+from claimscope.kube.api import ApiClient, ApiError, discover
+from claimscope.kube.listwatch import ListWatch
 from claimscope.kube.objects import Attribute, AttributeValue, DeviceSpec, ResourceSlice
 from claimscope.kube.structs import SliceDevice
 

@@ -77,6 +77,12 @@ _ROWS = (
         "reason",
         "driver",
     ),
+    # Heartbeat: the Lease by which the controller knows this agent.
+    _gauge(
+        "heartbeat_last_success_timestamp_seconds", "Unix time at which the API server last took the agent's Lease.",
+        unit=Unit.SECONDS,
+    ),
+    _counter("heartbeat_errors_total", "Writes of the agent's Lease that failed.", "reason"),
     # Journal.
     _counter("journal_writes_total", "Attempts to write the journal of accounts.", "result"),
     _gauge(

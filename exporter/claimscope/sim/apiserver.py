@@ -1,97 +1,95 @@
-"""An API server that does not exist: discovery, list and watch over real HTTP.
+"""An API server that does not exist: discovery, list, watch and writes over real HTTP.
 
-Generic over kinds: a kind is one row. Objects are kept as bytes; a watch sees every change after its
-resourceVersion, bookmarks on request, and 410 where the history was compacted. Faults are queued per path.
+Generic over kinds (rows in apikinds). Faults, delays and pauses can be asked for per path. What it holds is in
+apistore, what writes do in apiwrites, who may do what in apiaccess.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
+import yaml
 from aiohttp import web
 
-MAX_HISTORY: Final = 10_000
+from claimscope.sim import apidiscovery, apierrors
+from claimscope.sim.apiaccess import REVIEWS, AccessTable, Asked, Rule, User
+from claimscope.sim.apierrors import Refused
+from claimscope.sim.apifaults import HttpFault, faulty
+from claimscope.sim.apikinds import ALL_KINDS, RESOURCE_CLAIMS, RESOURCE_SLICES, in_version
+from claimscope.sim.apistore import MAX_HISTORY, Kind, Selection, Store, Stored
+from claimscope.sim.apiwatch import BATCH, StreamingLists, Watches, number
+from claimscope.sim.apiwrites import Target, Writes
 
+__all__ = [
+    "ALL_KINDS",
+    "RESOURCE_CLAIMS",
+    "RESOURCE_SLICES",
+    "HttpFault",
+    "Kind",
+    "SimApiServer",
+    "StreamingLists",
+    "User",
+    "in_version",
+]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """One row: a kind in one version of one group ("" is the core group)."""
-
-    group: str
-    version: str
-    plural: str
-    kind: str
-    namespaced: bool = False
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # field selector -> path in the object
-
-
-RESOURCE_SLICES: Final = Kind(
-    group="resource.k8s.io",
-    version="v1",
-    plural="resourceslices",
-    kind="ResourceSlice",
-    fields={"spec.nodeName": ("spec", "nodeName"), "spec.driver": ("spec", "driver")},
-)
-RESOURCE_CLAIMS: Final = Kind(
-    group="resource.k8s.io", version="v1", plural="resourceclaims", kind="ResourceClaim", namespaced=True
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpFault:
-    """One answer instead of the real one."""
-
-    status: int
-    message: str = "injected"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    version: int
-    type: str
-    body: bytes
-    selectors: Mapping[str, str]
-    namespace: str
-
-
-@dataclass(slots=True)
-class _Table:
-    kind: Kind
-    objects: dict[tuple[str, str], _Change] = field(default_factory=dict)
-    history: deque[_Change] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+_MAX_REQUESTS: Final = 10_000
+_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+_STREAMED: Final = 1_000  # longer lists are not built as one body
+_PATCHES: Final = (apierrors.JSON_PATCH, apierrors.MERGE_PATCH, apierrors.APPLY_PATCH)
 
 
 class SimApiServer:
-    """Serves what was `put` on 127.0.0.1 until it is stopped."""
+    """Serves what was `put`, loaded or written on 127.0.0.1 until it is stopped."""
 
-    def __init__(self, kinds: Sequence[Kind] = (RESOURCE_SLICES, RESOURCE_CLAIMS), *, token: str | None = None) -> None:
-        self._tables = {(kind.group, kind.version, kind.plural): _Table(kind) for kind in kinds}
-        self._token = token
-        self._version = 1
-        self._oldest = 1
+    def __init__(
+        self,
+        kinds: Sequence[Kind] = (RESOURCE_SLICES, RESOURCE_CLAIMS),
+        *,
+        token: str | None = None,
+        users: Mapping[str, User] | None = None,
+        rule: Rule | None = None,
+        git_version: str = "v1.36.3",
+        streaming_lists: StreamingLists = StreamingLists.SERVED,
+        bookmark_seconds: float = 60.0,
+        max_history: int = MAX_HISTORY,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = Store(kinds, on_change=lambda table: self._watches.wake(table), max_history=max_history)
+        self.writes = Writes(self.store, wall)
+        known = {} if token is None else {token: User(name="kubernetes-admin")}
+        self.access = AccessTable({**known, **(users or {})}, rule)
+        self.git_version = git_version
+        self.ready = True  # what /readyz says
         self._faults: dict[str, deque[HttpFault]] = {}
-        self._injected: list[bytes] = []
-        self._changed = asyncio.Condition()
+        self._latency: dict[str, float] = {}
+        self._open = asyncio.Event()
+        self._open.set()
+        self._watches = Watches(self.store, self._open, streaming_lists, bookmark_seconds)
+        self._requests: deque[tuple[str, dict[str, str]]] = deque(maxlen=_MAX_REQUESTS)
         self._runner: web.AppRunner | None = None
-        self._closing = False
-        self._drop = 0
-        self.requests: list[tuple[str, dict[str, str]]] = []  # path and query of each request
-        self.watchers = 0
         self.url = ""
+
+    @property
+    def requests(self) -> list[tuple[str, dict[str, str]]]:
+        """Path and query of the latest requests."""
+        return list(self._requests)
+
+    @property
+    def watchers(self) -> int:
+        """How many watches are open."""
+        return self._watches.count
 
     async def start(self, port: int = 0) -> str:
         """Begins to serve and returns the base URL."""
-        app = web.Application()
-        app.router.add_get("/{path:.*}", self._serve)
-        self._closing = False
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        app = web.Application(client_max_size=_MAX_BODY_BYTES)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        # Cancelled handlers: a watch whose client has gone is no longer counted.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
@@ -101,215 +99,248 @@ class SimApiServer:
 
     async def stop(self) -> None:
         """Ends all watches and the server."""
-        self._closing = True
-        async with self._changed:
-            self._changed.notify_all()
+        self._open.set()
+        await self.drop_watches()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
 
+    # ---- The cluster's side ------------------------------------------------------------------------------------
+
     async def put(self, kind: Kind, obj: Mapping[str, Any]) -> int:
-        """Creates or replaces an object and returns its resourceVersion."""
-        table = self._table(kind)
-        meta = obj["metadata"]
-        key = (meta.get("namespace", ""), meta["name"])
-        self._version += 1
-        body = {
-            "apiVersion": f"{kind.group}/{kind.version}" if kind.group else kind.version,
-            "kind": kind.kind,
-            **obj,
-            "metadata": {**meta, "resourceVersion": str(self._version)},
-        }
-        change = _Change(
-            self._version,
-            "MODIFIED" if key in table.objects else "ADDED",
-            msgspec.json.encode(body),
-            {name: _at(body, path) for name, path in kind.fields.items()},
-            key[0],
-        )
-        table.objects[key] = change
-        await self._publish(table, change)
-        return self._version
+        """Creates or replaces an object as it is given and returns its resourceVersion."""
+        return self.store.write(kind, obj).version
 
     async def delete(self, kind: Kind, name: str, namespace: str = "") -> int:
-        """Deletes an object and returns the resourceVersion of the deletion."""
-        table = self._table(kind)
-        gone = table.objects.pop((namespace, name))
-        self._version += 1
-        body = msgspec.json.decode(gone.body)
-        body["metadata"]["resourceVersion"] = str(self._version)
-        await self._publish(
-            table, _Change(self._version, "DELETED", msgspec.json.encode(body), gone.selectors, namespace)
-        )
-        return self._version
+        """Deletes an object at once, whatever its finalizers, and returns the resourceVersion of the deletion."""
+        return self.store.remove(kind, (namespace, name)).version
+
+    def get(self, kind: Kind, name: str, namespace: str = "") -> dict[str, Any] | None:
+        """An object as a client would get it, None where there is none."""
+        stored = self.store.table(kind).objects.get((namespace, name))
+        if stored is None:
+            return None
+        found: dict[str, Any] = msgspec.json.decode(stored.body(kind))
+        return found
+
+    def load(self, kind: Kind, objects: Iterable[Mapping[str, Any] | bytes]) -> int:
+        """Stores many objects (JSON, or decoded) fast. Watches on the kind end with 410. Returns the number."""
+        return self.store.load(kind, objects)
+
+    def compact(self) -> None:
+        """Forgets the history: a watch from an older version is answered with 410."""
+        self.store.compact()
+
+    async def until_watched(self, count: int = 1) -> None:
+        """Waits until so many watches are open."""
+        await self._watches.until(count)
+
+    # ---- Faults ------------------------------------------------------------------------------------------------
 
     def fail(self, path: str, *faults: HttpFault) -> None:
         """The next requests for `path` are answered so, in this order."""
         self._faults.setdefault(path, deque()).extend(faults)
 
-    def compact(self) -> None:
-        """Forgets the history: a watch from an older version is answered with 410."""
-        self._oldest = self._version + 1
-        self._version += 1
+    def delay(self, path: str, seconds: float) -> None:
+        """Every answer for `path` comes so late, until it is set back to 0."""
+        self._latency[path] = seconds
+
+    def pause(self) -> None:
+        """Takes requests but does not answer them, and sends nothing to open watches."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Answers again."""
+        self._open.set()
 
     async def inject_line(self, line: bytes) -> None:
         """Sends a raw line to every open watch."""
-        async with self._changed:
-            self._injected.append(line)
-            self._changed.notify_all()
+        self._watches.inject(line)
 
     async def drop_watches(self) -> None:
         """Ends every open watch, as a server does that goes away for a moment."""
-        async with self._changed:
-            self._drop += 1
-            self._changed.notify_all()
+        self._watches.drop()
 
-    async def _publish(self, table: _Table, change: _Change) -> None:
-        table.history.append(change)
-        async with self._changed:
-            self._changed.notify_all()
+    async def cut_watches(self) -> None:
+        """Breaks the connection of every open watch in the middle of a line."""
+        self._watches.cut()
 
-    def _table(self, kind: Kind) -> _Table:
-        return self._tables[(kind.group, kind.version, kind.plural)]
+    # ---- Requests ----------------------------------------------------------------------------------------------
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.path, dict(request.query)))
-        faults = self._faults.get(request.path)
-        if faults:
-            fault = faults.popleft()
-            if fault.body is not None:
-                return web.Response(status=fault.status, body=fault.body, headers=fault.headers)
-            return _status(fault.status, fault.message, fault.headers)
-        if self._token is not None and request.headers.get("Authorization") != f"Bearer {self._token}":
-            return _status(401, "Unauthorized")
+        self._requests.append((request.path, dict(request.query)))
+        if seconds := self._latency.get(request.path):
+            await asyncio.sleep(seconds)
+        await self._open.wait()
+        if faults := self._faults.get(request.path):
+            return await faulty(request, faults.popleft())
+        try:
+            return await self._answer(request)
+        except Refused as refused:
+            return _refusal(refused)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        user = self.access.user(request.headers.get("Authorization", ""))
+        if request.path in ("/readyz", "/livez", "/healthz"):
+            well = self.ready or request.path != "/readyz"
+            return web.Response(
+                status=200 if well else 500, text="ok" if well else "[-]shutdown failed: reason withheld"
+            )
         parts = [part for part in request.path.split("/") if part]
-        if parts[:1] == ["apis"]:
-            group, rest = (parts[1] if len(parts) > 1 else None), parts[2:]
-        elif parts[:1] == ["api"]:
-            group, rest = "", parts[1:]
-        else:
-            return _status(404, "the server could not find the requested resource")
-        if group is None:
-            return _status(404, "the server could not find the requested resource")
-        return await self._grouped(request, group, rest)
+        found = apidiscovery.answer(parts, self.store.kinds, self.git_version)
+        if found is not None:
+            if request.method != "GET":
+                raise apierrors.wrong_method()
+            return _json(found)
+        if parts[:1] not in (["apis"], ["api"]):
+            raise apierrors.no_resource()
+        group, version, *rest = ("", *parts[1:]) if parts[0] == "api" else parts[1:]
+        if (group, version, rest[0]) in REVIEWS:
+            return await self._review(request, user, (group, version, rest[0]))
+        return await self._resource(request, user, group, version, rest)
 
-    async def _grouped(self, request: web.Request, group: str, rest: list[str]) -> web.StreamResponse:
-        kinds = [table.kind for table in self._tables.values() if table.kind.group == group]
-        if not kinds:
-            return _status(404, "the server could not find the requested resource")
-        if not rest:
-            versions = [
-                {"groupVersion": f"{group}/{version}", "version": version}
-                for version in dict.fromkeys(kind.version for kind in kinds)
-            ]
-            return _json({"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": versions})
-        version, *rest = rest
-        kinds = [kind for kind in kinds if kind.version == version]
-        if not kinds:
-            return _status(404, "the server could not find the requested resource")
-        if not rest:
-            resources = [
-                {
-                    "name": kind.plural,
-                    "kind": kind.kind,
-                    "namespaced": kind.namespaced,
-                    "verbs": ["get", "list", "watch"],
-                }
-                for kind in kinds
-            ]
-            return _json({"kind": "APIResourceList", "groupVersion": f"{group}/{version}", "resources": resources})
-        namespace = ""
-        if rest[0] == "namespaces" and len(rest) > 2:
-            namespace, rest = rest[1], rest[2:]
-        table = self._tables.get((group, version, rest[0]))
-        if table is None or len(rest) > 2:
-            return _status(404, "the server could not find the requested resource")
-        if len(rest) == 2:
-            one = table.objects.get((namespace, rest[1]))
-            if one is None:
-                return _status(404, f'{table.kind.plural}.{group} "{rest[1]}" not found')
-            return web.Response(body=one.body, content_type="application/json")
-        wanted = dict(term.split("=", 1) for term in request.query.get("fieldSelector", "").split(",") if "=" in term)
-        if wanted.keys() - table.kind.fields.keys() - {"metadata.name"}:
-            return _status(400, f"field label not supported: {', '.join(sorted(wanted))}")
-        if request.query.get("watch") in ("true", "1"):
-            return await self._watch(request, table, namespace, wanted)
-        return self._list(table, namespace, wanted)
+    async def _review(self, request: web.Request, user: User, which: tuple[str, str, str]) -> web.Response:
+        if request.method != "POST":
+            raise apierrors.wrong_method()
+        body = await _body(request)
+        status = self.access.review(which[2], user, body)
+        kind = {"kind": REVIEWS[which], "apiVersion": f"{which[0]}/{which[1]}", "metadata": {}}
+        return _json({**kind, "spec": body["spec"], "status": status}, 201)
 
-    def _list(self, table: _Table, namespace: str, wanted: Mapping[str, str]) -> web.Response:
-        kind = table.kind
-        items = b",".join(change.body for change in table.objects.values() if _selected(change, namespace, wanted))
-        group_version = f"{kind.group}/{kind.version}" if kind.group else kind.version
-        head = (
-            f'{{"kind":"{kind.kind}List","apiVersion":"{group_version}",'
-            f'"metadata":{{"resourceVersion":"{self._version}"}},"items":['
-        )
-        return web.Response(body=head.encode() + items + b"]}", content_type="application/json")
-
-    async def _watch(
-        self, request: web.Request, table: _Table, namespace: str, wanted: Mapping[str, str]
+    async def _resource(
+        self, request: web.Request, user: User, group: str, version: str, rest: list[str]
     ) -> web.StreamResponse:
-        after = int(request.query.get("resourceVersion") or 0)
+        namespace = ""
+        if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
+            namespace, rest = rest[1], rest[2:]
+        kind = self.store.find(group, version, rest[0])
+        name, subresource = (*rest[1:], "", "")[:2]
+        unknown_part = subresource and (subresource != "status" or not kind.status)
+        if len(rest) > 3 or unknown_part or (namespace and not kind.namespaced):
+            raise apierrors.no_resource()
+        if kind.namespaced and not namespace and (name or request.method != "GET"):
+            raise apierrors.no_resource() if name else apierrors.wrong_method()
+        query = request.query
+        watching = request.method == "GET" and not name and query.get("watch") in ("true", "1")
+        verb = "watch" if watching else _verb(request.method, bool(name))
+        self.access.check(
+            user,
+            kind,
+            Asked(
+                verb=verb, group=group, resource=kind.plural, subresource=subresource, namespace=namespace, name=name
+            ),
+        )
+        if request.method == "GET" and not name:
+            chosen = Selection(kind, namespace, query.get("fieldSelector", ""), query.get("labelSelector", ""))
+            return await (self._watches.serve if watching else self._list)(request, kind, chosen)
+        target = Target(
+            kind=kind,
+            namespace=namespace,
+            name=name,
+            subresource=subresource,
+            manager=_manager(request),
+            dry_run=query.get("dryRun") == "All",
+            force=query.get("force") in ("true", "1"),
+        )
+        return await self._one(request, target)
+
+    async def _one(self, request: web.Request, target: Target) -> web.Response:
+        kind, made = target.kind, False
+        if request.method == "GET":
+            stored = self.store.table(kind).objects.get(target.key)
+            if stored is None:
+                raise apierrors.not_found(kind, target.name)
+        elif request.method == "POST":
+            stored, made = self.writes.create(target, await _body(request)), True
+        elif request.method == "PUT":
+            stored, made = self.writes.replace(target, await _body(request))
+        elif request.method == "PATCH":
+            if request.content_type not in _PATCHES:
+                raise apierrors.unknown_format(_PATCHES)
+            stored, made = self.writes.patch(target, request.content_type, await _body(request, any_type=True))
+        else:
+            options = await _body(request) if request.can_read_body else {}
+            if "gracePeriodSeconds" in request.query:
+                options = {**options, "gracePeriodSeconds": int(request.query["gracePeriodSeconds"])}
+            stored, gone = self.writes.delete(target, options)
+            if gone:
+                return _json(_deleted(kind, stored))
+        return web.Response(status=201 if made else 200, body=stored.body(kind), content_type="application/json")
+
+    # ---- List --------------------------------------------------------------------------------------------------
+
+    async def _list(self, request: web.Request, kind: Kind, selection: Selection) -> web.StreamResponse:
+        query = request.query
+        asked = number(query.get("resourceVersion", ""), "resourceVersion")
+        if asked > self.store.version:
+            raise apierrors.too_large_version(asked, self.store.version)
+        page = self.store.page(kind, selection, number(query.get("limit", ""), "limit"), query.get("continue", ""))
+        meta: dict[str, Any] = {"resourceVersion": str(page.version)}
+        if page.following:
+            meta["continue"] = page.following
+        if page.remaining:
+            meta["remainingItemCount"] = page.remaining
+        head = (
+            f'{{"kind":"{kind.kind}List","apiVersion":"{kind.api_version}","metadata":'.encode()
+            + msgspec.json.encode(meta)
+            + b',"items":['
+        )
+        if len(page.items) <= _STREAMED:
+            body = head + b",".join(stored.tail for stored in page.items) + b"]}"
+            return web.Response(body=body, content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        if after < self._oldest:
-            await response.write(
-                b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","status":"Failure","message":"too old '
-                b'resource version: %d (%d)","reason":"Expired","code":410}}\n' % (after, self._oldest)
-            )
-            return response
-        if request.query.get("allowWatchBookmarks") == "true" and after >= self._version:
-            await response.write(
-                b'{"type":"BOOKMARK","object":{"kind":"%s","metadata":{"resourceVersion":"%d"}}}\n'
-                % (table.kind.kind.encode(), after)
-            )
-        injected, drop = len(self._injected), self._drop
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + float(request.query.get("timeoutSeconds") or 300)
-        self.watchers += 1
-        try:
-            while not self._closing and self._drop == drop:
-                lines = [
-                    b'{"type":"%s","object":%s}\n' % (change.type.encode(), change.body)
-                    for change in table.history
-                    if change.version > after and _selected(change, namespace, wanted)
-                ]
-                after = max(after, *(change.version for change in table.history)) if table.history else after
-                lines += self._injected[injected:]
-                injected = len(self._injected)
-                for line in lines:
-                    await response.write(line)
-                if lines:
-                    continue
-                try:
-                    async with asyncio.timeout_at(deadline), self._changed:
-                        await self._changed.wait()
-                except TimeoutError:
-                    break
-        finally:
-            self.watchers -= 1
+        await response.write(head)
+        for start in range(0, len(page.items), BATCH):
+            part = b",".join(stored.tail for stored in page.items[start : start + BATCH])
+            await response.write(b"," + part if start else part)
+        await response.write(b"]}")
         return response
 
 
-def _selected(change: _Change, namespace: str, wanted: Mapping[str, str]) -> bool:
-    if namespace and change.namespace != namespace:
-        return False
-    return all(change.selectors.get(name) == value for name, value in wanted.items() if name != "metadata.name")
+async def _body(request: web.Request, *, any_type: bool = False) -> Any:  # noqa: ANN401 - whatever was sent
+    accepted = ("application/json", "application/yaml")
+    raw = await request.read()
+    if not any_type and request.content_type not in (*accepted, "application/octet-stream"):
+        raise apierrors.unknown_format(accepted)
+    try:
+        if request.content_type in (apierrors.APPLY_PATCH, "application/yaml") and not raw.lstrip().startswith(b"{"):
+            return yaml.safe_load(raw)
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise apierrors.bad_request(
+            f"the object provided is unrecognized (must be of type runtime.Object): {error}"
+        ) from error
 
 
-def _at(body: Mapping[str, Any], path: tuple[str, ...]) -> str:
-    here: Any = body
-    for part in path:
-        here = here.get(part) if isinstance(here, dict) else None
-    return here if isinstance(here, str) else ""
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
-
-
-def _status(code: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
-    return web.Response(
-        status=code, body=msgspec.json.encode(body), content_type="application/json", headers=headers or {}
+def _verb(method: str, named: bool) -> str:
+    verbs = (
+        {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+        if named
+        else {"GET": "list", "POST": "create"}
     )
+    if method not in verbs:
+        raise apierrors.wrong_method()
+    return verbs[method]
+
+
+def _manager(request: web.Request) -> str:
+    named = request.query.get("fieldManager", "")
+    if named or request.content_type == apierrors.APPLY_PATCH:
+        return named
+    return request.headers.get("User-Agent", "").split("/", 1)[0] or "unknown"
+
+
+def _deleted(kind: Kind, stored: Stored) -> dict[str, Any]:
+    details = {"name": stored.key[1], "group": kind.group, "kind": kind.plural}
+    uid = msgspec.json.decode(stored.tail)["metadata"].get("uid", "")
+    body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+    return {**body, "details": {name: value for name, value in {**details, "uid": uid}.items() if value}}
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _refusal(refused: Refused) -> web.Response:
+    return _json(refused.status, refused.code)

@@ -1,6 +1,7 @@
 """A whole simulated node: its NVML library, its kubelet and its API server, all from one World.
 
-The agent meets them as it meets real ones: a shared library, a Unix socket, an HTTP address.
+The agent meets them as it meets real ones: a shared library, a Unix socket, an HTTP address. A node of a simulated
+cluster has no API server of its own: the cluster's shows its objects.
 """
 
 from __future__ import annotations
@@ -12,30 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from claimscope.kube.api import Access
+from claimscope.kube.api import OpenAccess
 from claimscope.sim.apiserver import RESOURCE_CLAIMS, RESOURCE_SLICES, Kind, SimApiServer
+from claimscope.sim.fleet import node_world
 from claimscope.sim.kubelet import SimKubelet
 from claimscope.sim.library import SimulatedNvml, run_writer
 from claimscope.sim.scenario import load_scenario
 from claimscope.sim.world import World, make_world
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 
     from claimscope.clock import Clock
 
 API_SECONDS = 0.5  # how often changes of the world reach the simulated API server
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedAccess:
-    """Leads to the simulated API server; it asks for no credentials."""
-
-    base_url: str
-
-    async def access(self, *, renew: bool = False) -> Access:
-        """Where it is."""
-        return Access(base_url=self.base_url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,43 +36,71 @@ class SimulatedNode:
     library_path: Path
     environment: Mapping[str, str]  # for whoever loads the library
     socket_path: Path  # of the simulated kubelet
-    api: SimulatedAccess
+    api: OpenAccess
 
     @staticmethod
     @contextlib.asynccontextmanager
     async def open(
-        profile: str, *, node_name: str, scenario: str | None, clock: Clock
+        profile: str,
+        *,
+        node_name: str,
+        scenario: str | None,
+        clock: Clock,
+        api_server_url: str | None = None,
+        start_monotonic_ns: int | None = None,
     ) -> AsyncIterator[SimulatedNode]:
-        """Runs a node until the context ends. Raises ValueError, ScenarioError, or what a missing compiler says."""
+        """Runs a node until the context ends, with an API server of its own unless there is a cluster's.
+
+        Raises ValueError, ScenarioError, or what a missing compiler says.
+        """
         chosen = None if scenario is None else load_scenario(Path(scenario))
-        world = make_world(profile, chosen, node_name=node_name)
-        began_ns = clock.monotonic_ns()
+        if api_server_url is None:
+            world = make_world(profile, chosen, node_name=node_name)
+        else:
+            world = node_world(profile, node_name, chosen)
+        began_ns = clock.monotonic_ns() if start_monotonic_ns is None else start_monotonic_ns
 
         def now_seconds() -> float:
             return (clock.monotonic_ns() - began_ns) / 1e9
 
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-sim-")))
             nvml = stack.enter_context(SimulatedNvml(world, directory=directory))
             kubelet = SimKubelet(directory / "kubelet.sock", lambda: world.pods(now_seconds()))
-            server = SimApiServer()
-            await server.start()
             await kubelet.start()
-            writer = asyncio.create_task(run_writer(nvml, clock, origin_ns=began_ns))
-            follower = asyncio.create_task(_follow(world, server, node_name, now_seconds))
-            try:
-                yield SimulatedNode(
-                    library_path=nvml.library_path,
-                    environment=nvml.environment,
-                    socket_path=kubelet.socket_path,
-                    api=SimulatedAccess(base_url=server.url),
-                )
-            finally:
-                for task in (writer, follower):
-                    task.cancel()
-                await asyncio.gather(writer, follower, return_exceptions=True)
-                await kubelet.stop()
-                await server.stop()
+            stack.push_async_callback(kubelet.stop)
+            if api_server_url is None:
+                api_server_url = await stack.enter_async_context(_own_server(world, node_name, now_seconds))
+            await stack.enter_async_context(running(run_writer(nvml, clock, origin_ns=began_ns)))
+            yield SimulatedNode(
+                library_path=nvml.library_path,
+                environment=nvml.environment,
+                socket_path=kubelet.socket_path,
+                api=OpenAccess(api_server_url),
+            )
+
+
+@contextlib.asynccontextmanager
+async def running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Runs something beside the body, and ends it with the body."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _own_server(world: World, node_name: str, now_seconds: Callable[[], float]) -> AsyncIterator[str]:
+    """An API server that shows one world; its URL."""
+    server = SimApiServer()
+    await server.start()
+    try:
+        async with running(_follow(world, server, node_name, now_seconds)):
+            yield server.url
+    finally:
+        await server.stop()
 
 
 async def _follow(world: World, server: SimApiServer, node_name: str, now_seconds: Callable[[], float]

@@ -86,6 +86,7 @@ class Profile:
     mig_maximum: int = 0  # MIG devices per GPU; 0: no MIG
     mig_profiles: tuple[MigProfile, ...] = ()
     mig_layout: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # GPU -> names of MIG profiles
+    identity: str = ""  # tells the GPUs of two nodes of one profile apart
 
     @property
     def gpu_count(self) -> int:
@@ -99,11 +100,11 @@ class Profile:
 
     def gpu_uuid(self, gpu: int) -> str:
         """The UUID of a GPU."""
-        return f"GPU-{uuid.uuid5(_NAMESPACE, f'{self.name}/{gpu}')}"
+        return f"GPU-{uuid.uuid5(_NAMESPACE, f'{self.identity or self.name}/{gpu}')}"
 
     def mig_uuid(self, gpu: int, layout: int, place: MigPlace) -> str:
         """The UUID of a MIG device; another layout brings other devices."""
-        key = f"{self.name}/{gpu}/{layout}/{place.gpu_instance_id}/{place.compute_instance_id}"
+        key = f"{self.identity or self.name}/{gpu}/{layout}/{place.gpu_instance_id}/{place.compute_instance_id}"
         return f"MIG-{uuid.uuid5(_NAMESPACE, key)}"
 
     def places(self, names: tuple[str, ...]) -> tuple[MigPlace, ...]:

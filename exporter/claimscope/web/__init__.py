@@ -1,1 +1,1 @@
-"""The agent's web side."""
+"""The web sides of the agent and of the controller."""

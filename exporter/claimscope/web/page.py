@@ -6,12 +6,12 @@ comes from a device, a pod or a claim is escaped.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import time
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
+
+from claimscope.web.html import STYLE, cell, content_security_policy, duration_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,46 +21,7 @@ if TYPE_CHECKING:
 # Which engine stands for "how busy", best first.
 _ENGINES = ("gpu", "sm", "graphics", "compute")
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b2430; --soft: #5c6b7d; --line: #dfe5ec; --paper: #f6f8fa; --card: #fff;
-  --fill: #3b7dd8; --track: #e6ebf1; --good: #1a7f4b; --bad: #b3261e; --warn: #8a5a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #97a5b5; --line: #2c3642; --paper: #12171d;
-  --card: #1a2129; --fill: #5a9bf0; --track: #2a333e; --good: #4cc38a; --bad: #ff8a80; --warn: #e6b450; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.45 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1320px; margin: 0 auto; padding: 24px 20px 48px; }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 14px; }
-h1 { font-size: 24px; margin: 0; } h2 { font-size: 17px; margin: 28px 0 10px; }
-h2 small, .soft { color: var(--soft); font-weight: normal; }
-nav { margin-left: auto; display: flex; flex-wrap: wrap; gap: 14px; }
-a { color: var(--fill); text-decoration: none; } a:hover, a:focus { text-decoration: underline; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow-x: auto; }
-.note { padding: 12px 16px; margin-bottom: 14px; border-left: 4px solid var(--bad); }
-.note ul { margin: 6px 0 0; padding-left: 18px; } .empty { padding: 18px 16px; color: var(--soft); }
-table { border-collapse: collapse; width: 100%; }
-th { text-align: left; font-size: 12px; font-weight: 600; color: var(--soft); padding: 10px 12px 8px;
-  white-space: nowrap; border-bottom: 1px solid var(--line); }
-td { padding: 9px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-code { font: 11.5px ui-monospace, "DejaVu Sans Mono", monospace; color: var(--soft); white-space: nowrap; }
-.bar { white-space: nowrap; } .why { display: block; max-width: 190px; }
-.part td:first-child { padding-left: 28px; }
-.tag { font-size: 12px; border: 1px solid currentColor; border-radius: 9px; padding: 0 8px; white-space: nowrap; }
-.good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
-svg { display: inline-block; width: 84px; height: 8px; margin-right: 8px; vertical-align: 1px; }
-svg .track { fill: var(--track); } svg .fill { fill: var(--fill); }
-footer { margin-top: 26px; color: var(--soft); font-size: 13px; }
-"""
-
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-
-# Nothing but this very style sheet may run or load, should an escape ever be missed.
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+CONTENT_SECURITY_POLICY = content_security_policy(STYLE)
 
 
 @dataclass(slots=True)
@@ -127,20 +88,6 @@ def joules_text(value: float | None) -> str:
     return f"{value / 3600:.1f} Wh" if value < 3.6e6 else f"{value / 3.6e6:.2f} kWh"
 
 
-def duration_text(seconds: float | None) -> str:
-    """A duration for a person: its two largest units."""
-    if seconds is None:
-        return "–"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def _number(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.0f} {unit}"
 
@@ -154,10 +101,6 @@ def _bar(ratio: float | None) -> str:
         '<rect class="track" width="100" height="10" rx="3"/>'
         f'<rect class="fill" width="{percent:.0f}" height="10" rx="3"/></svg>{percent:.0f} %</span>'
     )
-
-
-def _cell(text: str, numeric: bool = False) -> str:
-    return f'<td class="n">{text}</td>' if numeric else f"<td>{text}</td>"
 
 
 def _holder_name(holder: Holder) -> str:
@@ -199,20 +142,20 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
         held = "<br>".join(escape(name) for name in holds.get(uuid, ())) or '<span class="soft">–</span>'
         rows.append(
             f'<tr{" class=part" if device.mig is not None else ""}>'
-            + _cell(f"{escape(names[uuid])} {escape(model)}<br><code>{escape(uuid)}</code>")
-            + _cell(status)
-            + _cell(_bar(utilization.get(uuid)))
-            + _cell(memory, numeric=True)
-            + _cell(_number(power.get(uuid), "W"), numeric=True)
-            + _cell(_number(temperature.get(uuid), "°C"), numeric=True)
-            + _cell(held)
+            + cell(f"{escape(names[uuid])} {escape(model)}<br><code>{escape(uuid)}</code>")
+            + cell(status)
+            + cell(_bar(utilization.get(uuid)))
+            + cell(memory, numeric=True)
+            + cell(_number(power.get(uuid), "W"), numeric=True)
+            + cell(_number(temperature.get(uuid), "°C"), numeric=True)
+            + cell(held)
             + "</tr>"
         )
     rows.extend(
         "<tr>"
-        + _cell(f"<code>{escape(uuid)}</code>")
-        + _cell(f'<span class="tag bad">lost</span> <span class="soft why">{escape(why)}</span>')
-        + _cell("–") * 5
+        + cell(f"<code>{escape(uuid)}</code>")
+        + cell(f'<span class="tag bad">lost</span> <span class="soft why">{escape(why)}</span>')
+        + cell("–") * 5
         + "</tr>"
         for uuid, why in sorted(inventory.lost.items())
         if uuid not in shown
@@ -286,25 +229,18 @@ def _holding_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -
         )
         rows.append(
             "<tr>"
-            + _cell(title)
-            + _cell(kind)
-            + _cell("<br>".join(escape(pod) for pod in row.pods) or '<span class="soft">–</span>')
-            + _cell("<br>".join(escape(name) for name in sorted(names.get(uuid, uuid) for uuid in row.uuids)))
-            + _cell(escape(", ".join(row.attributions)) or '<span class="soft">–</span>')
-            + _cell(duration_text(row.allocated_seconds), numeric=True)
-            + _cell(_bar(ratio))
-            + _cell(joules_text(row.energy_joules), numeric=True)
-            + _cell(bytes_text(row.memory_bytes), numeric=True)
+            + cell(title)
+            + cell(kind)
+            + cell("<br>".join(escape(pod) for pod in row.pods) or '<span class="soft">–</span>')
+            + cell("<br>".join(escape(name) for name in sorted(names.get(uuid, uuid) for uuid in row.uuids)))
+            + cell(escape(", ".join(row.attributions)) or '<span class="soft">–</span>')
+            + cell(duration_text(row.allocated_seconds), numeric=True)
+            + cell(_bar(ratio))
+            + cell(joules_text(row.energy_joules), numeric=True)
+            + cell(bytes_text(row.memory_bytes), numeric=True)
             + "</tr>"
         )
     return rows
-
-
-def _table(columns: Sequence[tuple[str, bool]], rows: Sequence[str], empty: str) -> str:
-    if not rows:
-        return f'<div class="card empty">{escape(empty)}</div>'
-    head = "".join(f'<th scope="col"{" class=n" if numeric else ""}>{escape(name)}</th>' for name, numeric in columns)
-    return f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 _DEVICE_COLUMNS = (
@@ -348,8 +284,8 @@ def render_page(
             problems.append(inventory.error)
         if inventory is not None and inventory.released:
             problems.append("NVML is released on request; no GPU is read until it is taken up again.")
-        devices = _table(_DEVICE_COLUMNS, _device_rows(snapshot, index, names), "NVML shows no GPU on this node.")
-        holders = _table(
+        devices = table(_DEVICE_COLUMNS, _device_rows(snapshot, index, names), "NVML shows no GPU on this node.")
+        holders = table(
             _HOLDER_COLUMNS,
             _holding_rows(snapshot, index, names),
             "No claim and no device-plugin pod holds a GPU of this node.",
@@ -367,7 +303,7 @@ def render_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         + ('<meta http-equiv="refresh" content="5">' if refresh else "")
         + f"<title>claimscope{' on ' + escape(node) if node else ''}</title>"
-        f'<style>{_STYLE}</style></head><body><main><header><h1>claimscope</h1><span>{escape(node)}</span>'
+        f'<style>{STYLE}</style></head><body><main><header><h1>claimscope</h1><span>{escape(node)}</span>'
         f'<span class="soft">{escape(" · ".join(facts))}</span><nav><a href="/metrics">metrics</a>'
         '<a href="/readyz">readiness</a><a href="/livez">liveness</a><a href="/api/v1/snapshot">snapshot (JSON)</a>'
         f"{toggle}</nav></header>{note}{body}"

@@ -1,0 +1,417 @@
+"""Claims' lives in made-up moments: clocks, gaps, shared claims, restarts of containers, leaks, outcomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from claimscope.claims.durations import Moment, Skip, duration
+from claimscope.claims.model import ClaimState, Doing
+from claimscope.kube.objects import Event, ObjectReference, Pod, PodMeta
+from lifecycle_data import BASE, Watched, claim, condition, container, pod, published, stamp
+
+
+def ns(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "expected"),
+    [
+        ((5.2, 100), (5.9, 100), 0.7),  # arrivals refine within the second
+        ((5.2, 100), (7.0, 101), 1.8),
+        ((5.2, 100), (5.2, 101), 1),  # one event brought both
+        ((5.2, 100), (5.1, 100), 0.0),  # two watches out of step
+        ((500.0, 100), (500.1, 185), 85),  # old news after a gap: stamps are right
+        ((5.0, 100), (9.0, 90), 4.0),  # stamps run backwards: clocks disagree, our own does not
+        ((9.0, 100), (5.0, 90), Skip.CLOCK),
+        ((None, 100), (None, 103), 3),
+        ((None, 100), (None, 99), 0.0),  # cut to seconds by two clocks
+        ((None, 100), (None, 98), Skip.CLOCK),
+        ((None, 100), (5.0, 103), 3),
+        ((5.0, None), (7.5, None), 2.5),
+        ((5.0, None), (7.5, 100), 2.5),
+        ((5.0, None), (None, 100), Skip.UNSEEN),
+        ((None, None), (5.0, 100), Skip.UNSEEN),
+    ],
+)
+def test_duration(
+    begin: tuple[float | None, float | None], end: tuple[float | None, float | None], expected: float | Skip
+) -> None:
+    found = duration(Moment(ns(begin[0]), begin[1]), Moment(ns(end[0]), end[1]))
+    assert found == (expected if isinstance(expected, Skip) else pytest.approx(expected))
+
+
+def test_a_life_and_its_times() -> None:
+    watched = Watched()
+    watched.saw(10.0, claim(created=10))
+    watched.saw(10.5, pod(created=10))
+    watched.saw(11.0, claim(created=10, allocated=11, reserved=["p"]))
+    watched.saw(11.25, pod(created=10, bound=11))
+    watched.saw(14.25, pod(created=10, bound=11, prepared=14))
+    assert watched.view().state is ClaimState.PREPARED
+    watched.saw(15.0, pod(created=10, bound=11, prepared=14, started=15, phase="Running"))
+    assert watched.view().state is ClaimState.RUNNING
+    assert watched.seconds() == {"scheduling": 0.5, "binding": 0.25, "prepare": 3.0, "start": 0.75, "k": 4.5}
+    watched.saw(70.0, pod(created=10, bound=11, prepared=14, phase="Succeeded", statuses=[
+        container({"terminated": {"startedAt": stamp(15), "finishedAt": stamp(70)}})
+    ]))
+    view = watched.view()
+    assert (view.state, view.doing, view.doing_since_wall) == (ClaimState.PREPARED, Doing.FINISHED, BASE + 70)
+    watched.saw(71.0, claim(created=10, reserved=[]))
+    assert watched.view().state is ClaimState.RELEASED
+    watched.saw(72.0, claim(created=10), gone=True)
+    assert watched.lifecycle.views == {}
+    assert {key: value for key, value in watched.figures().items() if key[0] in ("completed", "lifetime")} == {
+        ("completed", "ns", "k", "ran"): 1,
+        ("lifetime", "k", "ran", "count"): 1,
+        ("lifetime", "k", "ran", "sum"): 62.0,
+    }
+
+
+def test_deleted_and_made_again_under_one_name() -> None:
+    watched = Watched()
+    watched.saw(1, claim(uid="one", created=1))
+    watched.saw(2, pod(created=2))
+    watched.saw(3, claim(uid="one", created=1, allocated=3, reserved=["p"]))
+    watched.saw(9, claim(uid="two", created=9))  # the end of the first is not told
+    assert {uid: view.state for uid, view in watched.lifecycle.views.items()} == {"two": ClaimState.PENDING}
+    watched.saw(10, claim(uid="one", created=1), gone=True)  # told late
+    assert list(watched.lifecycle.views) == ["two"]
+    watched.saw(12, claim(uid="two", created=9, allocated=12, reserved=["p"]))
+    assert watched.figures()["phase", "k", "scheduling", "count"] == 2
+    assert watched.seconds()["scheduling"] == 1.0 + 3.0
+
+
+def test_two_pods_share_a_claim() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(2, pod("a", created=2))
+    watched.saw(2.5, pod("b", created=2))
+    watched.saw(3, claim(created=1, allocated=3, reserved=["a"]))
+    watched.saw(3.5, pod("a", created=2, bound=3, prepared=3, started=3, phase="Running"))
+    watched.saw(4, claim(created=1, allocated=3, reserved=["a", "b"]))
+    watched.saw(8, pod("b", created=2, bound=4, prepared=8, started=8, phase="Running"))
+    assert watched.view().pods == ("a", "b")
+    watched.saw(9, pod("a", created=2, bound=3, prepared=3, started=3, phase="Running"), gone=True)
+    watched.saw(9, claim(created=1, allocated=3, reserved=["b"]))
+    assert watched.view().state is ClaimState.RUNNING  # b still runs
+    assert {key: value for key, value in watched.figures().items() if key[-1] == "count"} == {
+        ("phase", "k", phase, "count"): 1 for phase in ("scheduling", "binding", "prepare", "start")
+    } | {("ready", "k", "count"): 1}
+    watched.saw(10, pod("b", created=2, phase="Running"), gone=True)
+    watched.saw(10, claim(created=1))
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+
+
+def test_a_pod_that_joins_later_starts_no_phases_after_a_restart() -> None:
+    watched = Watched(since=990)
+    watched.listed(1000, "resourceclaims", claim(created=1, allocated=3, reserved=["late"]))
+    watched.listed(1000, "pods", pod("late", created=500, bound=995))
+    watched.saw(1001, pod("late", created=500, bound=995, prepared=1001, started=1001, phase="Running"))
+    assert watched.figures() == {}
+    assert watched.view().state is ClaimState.RUNNING
+
+
+def test_what_ended_before_our_time_is_not_counted_again() -> None:
+    watched = Watched(since=20)
+    watched.listed(100, "resourceclaims", claim(created=1, allocated=15, reserved=["p"]))
+    watched.listed(100, "pods", pod(created=1, bound=16, prepared=30, started=31, phase="Running"))
+    assert watched.figures() == {
+        ("phase", "k", "prepare", "count"): 1, ("phase", "k", "prepare", "sum"): 14.0,
+        ("phase", "k", "start", "count"): 1, ("phase", "k", "start", "sum"): 1.0,
+        ("ready", "k", "count"): 1, ("ready", "k", "sum"): 30.0,
+    }
+
+
+def test_an_allocation_time_that_was_filled_in_later_is_not_believed() -> None:
+    watched = Watched()
+    watched.listed(100, "resourceclaims", claim(created=1, allocated=90, reserved=["p"]))
+    watched.listed(100, "pods", pod(created=1, bound=5, prepared=6, started=7, phase="Running"))
+    assert watched.seconds() == {"prepare": 1.0, "start": 1.0, "k": 6.0}
+    seen = Watched()
+    seen.saw(1, claim(created=1))
+    seen.saw(1, pod(created=1))
+    seen.saw(3.5, claim(created=1, device="gpu-0", reserved=["p"]))  # an older scheduler writes no time
+    seen.saw(5.0, pod(created=1, bound=5))
+    seen.saw(90, claim(created=1, allocated=90, device="gpu-0", reserved=["p", "q"]))
+    assert seen.seconds() == {"scheduling": 2.5, "binding": 1.5}
+    seen.saw(95, claim(created=1), gone=True)
+    assert "never_ran" not in str(seen.figures())  # p has not ended as far as is known: judged later
+    seen.tick(120)
+    assert seen.figures()["completed", "ns", "k", "unknown"] == 1
+
+
+def test_clock_skew_of_a_kubelet_leaves_the_arrivals() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(3, pod(created=1, bound=3))
+    watched.saw(8, pod(created=1, bound=3, prepared=-592, started=-591, phase="Running"))  # ten minutes behind
+    assert watched.seconds() == {"scheduling": 1.0, "binding": 1.0, "prepare": 5.0, "start": 1.0, "k": 7.0}
+    listed = Watched()
+    listed.listed(100, "resourceclaims", claim(created=1, allocated=50, reserved=["p"]))
+    listed.listed(100, "pods", pod(created=1, bound=51, prepared=40, started=41, phase="Running"))
+    assert listed.figures()["skipped", "prepare", "clock"] == 1
+
+
+def test_a_restarted_container_no_longer_tells_its_first_start() -> None:
+    watched = Watched()
+    watched.listed(100, "resourceclaims", claim(created=1, allocated=2, reserved=["p"]))
+    watched.listed(100, "pods", pod(created=1, bound=2, prepared=3, phase="Running", statuses=[
+        container({"running": {"startedAt": stamp(90)}}, restarts=3)
+    ]))
+    assert {key[1:3]: value for key, value in watched.figures().items() if key[-1] == "sum"} == {
+        ("k", "scheduling"): 1.0, ("k", "binding"): 0.0,
+    }
+    watched.saw(101, pod(created=1, phase="Running"), gone=True)
+    watched.saw(101, claim(created=1))
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+
+
+def test_claims_watch_far_ahead_of_the_pods_watch() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(30, claim(created=1))
+    watched.saw(31, claim(created=1), gone=True)
+    assert watched.figures() == {}
+    watched.saw(32, pod(created=1, bound=2, prepared=2, started=3, phase="Running"))
+    watched.saw(32, pod(created=1, bound=2, prepared=2, phase="Running"), gone=True)
+    assert watched.figures() == {
+        ("phase", "k", "scheduling", "count"): 1, ("phase", "k", "scheduling", "sum"): 1.0,
+        ("phase", "k", "binding", "count"): 1, ("phase", "k", "binding", "sum"): 0.0,
+        ("phase", "k", "prepare", "count"): 1, ("phase", "k", "prepare", "sum"): 0.0,
+        ("phase", "k", "start", "count"): 1, ("phase", "k", "start", "sum"): 1.0,
+        ("ready", "k", "count"): 1, ("ready", "k", "sum"): 2.0,
+        ("lifetime", "k", "ran", "count"): 1, ("lifetime", "k", "ran", "sum"): 30.0,
+        ("completed", "ns", "k", "ran"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("last_words", "outcome"),
+    [
+        (pod(created=1, bound=2, phase="Failed"), "never_ran"),
+        (pod(created=1, bound=2, prepared=2, started=3, phase="Running"), "ran"),
+        (pod(created=1, bound=2, prepared=2, phase="Failed", statuses=[
+            container({"terminated": {"reason": "StartError", "startedAt": "1970-01-01T00:00:00Z"}})
+        ]), "never_ran"),
+        (pod(created=1, bound=2, prepared=2, started=3, conditions=[
+            condition("DisruptionTarget", 4, reason="DeletionByDeviceTaintManager")
+        ]), "evicted"),
+        (pod(created=1, bound=2, prepared=2, started=3, conditions=[
+            condition("DisruptionTarget", 4, reason="PreemptionByScheduler")
+        ]), "ran"),
+    ],
+)
+def test_outcomes(last_words: Pod, outcome: str) -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(9, last_words, gone=True)
+    watched.saw(9, claim(created=1))
+    figures = watched.figures()
+    assert {key: value for key, value in figures.items() if key[0] == "completed"} == {
+        ("completed", "ns", "k", outcome): 1
+    }
+    assert figures.get(("evictions", "ns", "k")) == (1 if outcome == "evicted" else None)
+
+
+def test_never_allocated_is_said_only_of_claims_seen_from_the_start() -> None:
+    watched = Watched()
+    watched.listed(5, "resourceclaims", claim("old", created=1))
+    watched.saw(6, claim("new", created=6))
+    watched.saw(16, claim("old", created=1), gone=True)
+    watched.saw(16, claim("new", created=6), gone=True)
+    assert watched.figures() == {
+        ("completed", "ns", "k", "unknown"): 1, ("completed", "ns", "k", "never_allocated"): 1,
+        ("lifetime", "k", "unknown", "count"): 1, ("lifetime", "k", "unknown", "sum"): 15.0,
+        ("lifetime", "k", "never_allocated", "count"): 1, ("lifetime", "k", "never_allocated", "sum"): 10.0,
+    }
+
+
+def test_a_deletion_that_a_list_tells_has_an_outcome_and_no_lifetime() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(3, pod(created=1, bound=2, prepared=2, started=3, phase="Running"))
+    watched.listed(50, "pods")
+    watched.listed(50, "resourceclaims")
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+    assert not [key for key in watched.figures() if key[0] == "lifetime"]
+
+
+def test_released_and_allocated_again_behind_a_gap() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod("a", created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["a"]))
+    watched.saw(3, pod("a", created=1, bound=2, prepared=2, started=3, phase="Running"))
+    watched.listed(60, "resourceclaims", claim(created=1, allocated=50, reserved=["b"]))
+    watched.listed(60, "pods", pod("b", created=40, bound=51, prepared=52, started=53, phase="Running"))
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+    assert watched.figures()["phase", "k", "scheduling", "count"] == 2
+    assert watched.seconds() == {"scheduling": 11.0, "binding": 2.0, "prepare": 1.0, "start": 2.0, "k": 15.0}
+
+
+def test_a_released_claim_that_is_wanted_again_is_pending() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(2, claim(created=1, allocated=2))
+    assert watched.view().state is ClaimState.ALLOCATED
+    watched.saw(3, claim(created=1))
+    assert (watched.view().state, watched.view().referenced) == (ClaimState.RELEASED, False)
+    watched.saw(4, pod(created=4))
+    assert (watched.view().state, watched.view().referenced) == (ClaimState.PENDING, True)
+
+
+def test_leaked_after_a_minute_without_reservation() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1, allocated=1, reserved=["p"]))
+    watched.saw(500, claim(created=1, allocated=1))
+    watched.tick(560)
+    assert not watched.view().leaked
+    watched.tick(561)
+    assert watched.view().leaked
+    watched.saw(600, claim(created=1, allocated=1, reserved=["q"]))
+    assert not watched.view().leaked
+    again = Watched(since=700)
+    again.listed(700, "resourceclaims", claim(created=1, allocated=1))
+    assert again.view().leaked  # by the allocation's own time
+
+
+def test_views_are_replaced_only_when_they_change() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    first = watched.view()
+    watched.saw(2, pod(created=1, conditions=[condition("Other", 1)]))
+    assert watched.view() is first
+    watched.saw(3, claim(created=1, allocated=3, reserved=["p"]))
+    assert watched.view() is not first
+
+
+def test_slices_tell_uuid_and_node_and_are_remembered() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1, allocated=1, device="gpu-3", reserved=["p"]))
+    assert [(device.uuid, device.node) for device in watched.view().devices] == [("", "")]
+    watched.saw(2, published("gpu-3"))
+    assert [(device.uuid, device.node) for device in watched.view().devices] == [("GPU-gpu-3", "n")]
+    watched.saw(3, published("gpu-3"), gone=True)  # the kubelet restarts
+    watched.saw(4, claim(created=1, allocated=1, device="gpu-3", reserved=["p", "q"]))
+    assert [(device.uuid, device.node) for device in watched.view().devices] == [("GPU-gpu-3", "n")]
+
+
+def test_health_by_both_kinds_of_ids_and_unknown_overrides_nothing() -> None:
+    results = [
+        {"request": "gpu", "driver": "d", "pool": "n", "device": device} for device in ("gpu-1", "gpu-11", "gpu-2")
+    ]
+    held = claim(created=1, status={
+        "allocation": {"devices": {"results": results}},
+        "reservedFor": [{"resource": "pods", "name": "p", "uid": "p-uid"}],
+    })
+
+    def told(name: str, *healths: tuple[str, str]) -> dict[str, Any]:
+        resources = [{"resourceID": each, "health": health} for each, health in healths]
+        return container({}, name=name, allocatedResourcesStatus=[
+            {"name": "claim:my-c/gpu", "resources": resources},
+            {"name": "claim:other", "resources": [{"resourceID": "d/n/gpu-2", "health": "Unhealthy"}]},
+        ])
+
+    watched = Watched()
+    watched.saw(1, held)
+    watched.saw(1, pod(created=1, bound=1, statuses=[
+        told("main", ("k8s.d/claim=0b1c-gpu-11", "Unhealthy"), ("d/n/gpu-1", "Healthy")),
+        told("side", ("k8s.d/claim=0b1c-gpu-11", "Unknown"), ("d/n/gpu-1", "Unknown"), ("d/n/gpu-2", "Unknown")),
+    ]))
+    assert {device.key.device: device.health for device in watched.view().devices} == {
+        "gpu-1": "Healthy", "gpu-11": "Unhealthy", "gpu-2": "Unknown",
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "doing"),
+    [
+        (pod(), Doing.PENDING_OTHER),
+        (pod(bound=2), Doing.PREPARING),
+        (pod(bound=2, prepared=3, waiting="ContainerCreating"), Doing.PULLING),
+        (pod(bound=2, prepared=3, waiting="ImagePullBackOff"), Doing.IMAGE_FAILED),
+        (pod(bound=2, prepared=3, waiting="CrashLoopBackOff"), Doing.CRASH_LOOPING),
+        (pod(bound=2, prepared=3, waiting="CreateContainerConfigError"), Doing.CREATE_FAILED),
+        (pod(bound=2, prepared=3, waiting="PodInitializing"), Doing.INITIALIZING),
+        (pod(bound=2, prepared=3, conditions=[condition("Initialized", 2, "False")]), Doing.INITIALIZING),
+        (pod(bound=2, prepared=3, waiting="SomethingNew"), Doing.UNKNOWN),
+        (pod(bound=2, prepared=3, phase="Succeeded"), Doing.FINISHED),
+        (pod(bound=2, prepared=3, statuses=[container({"terminated": {"startedAt": stamp(3)}})]), Doing.FINISHED),
+        (pod(bound=2, prepared=3, metadata={"deletionTimestamp": stamp(9)}), Doing.TERMINATING),
+        (pod(bound=2, prepared=3, started=3), None),
+    ],
+)
+def test_doing(now: Pod, doing: Doing | None) -> None:
+    watched = Watched()
+    watched.saw(1, claim(allocated=2, reserved=["p"]))
+    watched.saw(1, now)
+    assert watched.view().doing is doing
+
+
+def test_a_failed_prepare_is_believed_while_it_is_news() -> None:
+    def event(at: float) -> Event:
+        about = ObjectReference(kind="Pod", namespace="ns", name="p", uid="p-uid")
+        return Event(metadata=PodMeta(name="e", namespace="ns"), reason="FailedPrepareDynamicResources",
+                     involved_object=about, last_timestamp=stamp(at))
+
+    watched = Watched()
+    watched.saw(1, claim(allocated=2, reserved=["p"]))
+    watched.saw(2, pod(bound=2))
+
+    def tell(at: float) -> Doing | None:
+        kind = "events/FailedPrepareDynamicResources"
+        watched.lifecycle.take(watched.cluster.apply(kind, event(at), True), watched.cluster,
+                               arrival_ns=round(at * 1e9), wall=BASE + at)
+        return watched.view().doing
+
+    assert tell(3) is Doing.PREPARE_FAILED
+    assert watched.view().doing_since_wall == BASE + 2
+    watched.saw(50, pod(bound=2, conditions=[condition("PodReadyToStartContainers", 50, "False")]))
+    assert watched.view().doing is Doing.PREPARING  # the event is older than the loss of the sandbox
+    assert tell(51) is Doing.PREPARE_FAILED
+
+
+def test_observers_count_in_no_phase() -> None:
+    requests = [{"name": "all", "exactly": {"deviceClassName": "k", "allocationMode": "All", "adminAccess": True}}]
+    watched = Watched()
+    watched.saw(1, claim(created=1, requests=requests))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"], requests=requests))
+    watched.saw(3, pod(created=1, bound=2, prepared=2, started=3, phase="Running"))
+    assert (watched.figures(), watched.view().requested_devices) == ({}, None)
+
+
+def test_classes_and_counts_of_several_requests() -> None:
+    requests: list[dict[str, Any]] = [
+        {"name": "a", "exactly": {"deviceClassName": "big", "count": 3}},
+        {"name": "b", "firstAvailable": [
+            {"name": "x", "deviceClassName": "rare"}, {"name": "y", "deviceClassName": "big", "count": 2},
+        ]},
+    ]
+    watched = Watched()
+    watched.saw(1, claim(created=1, requests=requests))
+    assert (watched.view().deviceclass, watched.view().requested_devices) == ("big+rare", 4)
+    results = [{"request": "b/y", "driver": "d", "pool": "n", "device": f"gpu-{each}"} for each in range(2)]
+    watched.saw(2, claim(created=1, requests=requests, status={"allocation": {"devices": {"results": results}}}))
+    view = watched.view()
+    assert (view.deviceclass, view.requested_devices, view.alternative) == ("big", 5, "b/y")
+
+
+def test_objects_without_status_and_pods_without_claims() -> None:
+    watched = Watched()
+    watched.saw(1, claim(status={}, metadata={"creationTimestamp": None}))
+    watched.saw(1, pod(claims=(), metadata={"creationTimestamp": "yesterday"}))
+    assert (watched.view().state, watched.view().created_wall) == (ClaimState.PENDING, None)
+    watched.saw(2, claim(), gone=True)
+    assert watched.figures()["completed", "ns", "k", "never_allocated"] == 1

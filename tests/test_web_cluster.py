@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from claimscope.claims.model import ClaimView, ClusterSnapshot
+from claimscope.export.cluster import ClusterCollector
+from claimscope.metrics import controller
+from claimscope.model import Sample
+from claimscope.web.cluster import WEB_FAMILIES, make_cluster_application
+from claimscope.web.site import Check, Readiness, RunningSite, WebCounters, start_site
+from cluster_data import CLUSTER, NVIDIA, STANDBY, STUCK, TRAIN, WAITS
+from exposition import parsed
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+READY = Readiness(checks=(Check(name="election", ok=True, reason="leading"),))
+
+
+def explain(namespace: str, name: str) -> object:
+    """What the controller would say of a claim."""
+    if (namespace, name) == ("team-c", "finetune-gpu"):
+        return {"claim": f"{namespace}/{name}", "reason": WAITS[0].diagnosis.reason}
+    raise LookupError(f"there is no ResourceClaim {namespace}/{name}: did you mean `finetune-gpu`?")
+
+
+@dataclass
+class Controller:
+    """What the application asks, to be changed by a test."""
+
+    snapshot: ClusterSnapshot | None = CLUSTER
+    readiness: Readiness = READY
+    leader: str = "pod-2"
+    explain: Callable[[str, str], Any] = explain
+
+
+@asynccontextmanager
+async def serving(
+    asked: Controller, *, collector: ClusterCollector | None = None, send_seconds: float = 30.0
+) -> AsyncIterator[tuple[RunningSite, WebCounters, aiohttp.ClientSession]]:
+    counters = WebCounters(own=controller.own)
+    application = make_cluster_application(
+        snapshot=lambda: asked.snapshot,
+        collector=collector or ClusterCollector(),
+        readiness=lambda: asked.readiness,
+        explain=lambda namespace, name: asked.explain(namespace, name),
+        leader=lambda: asked.leader,
+        version="0.1.0",
+        counters=counters,
+        send_seconds=send_seconds,
+    )
+    site = await start_site(application, "127.0.0.1:0")
+    try:
+        async with aiohttp.ClientSession(site.url, auto_decompress=False) as session:
+            yield site, counters, session
+    finally:
+        await site.close()
+
+
+async def fetched(asked: Controller, path: str) -> tuple[int, Any]:
+    """Status and document of one answer of the JSON API."""
+    async with serving(asked) as (_, _, session), session.get(path, headers={"Accept-Encoding": ""}) as response:
+        return response.status, await response.json(content_type=None)
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+async def test_scrape(openmetrics: bool) -> None:
+    accept = OPENMETRICS if openmetrics else "text/plain"
+    async with serving(Controller()) as (_, counters, session):
+        async with session.get("/metrics", headers={"Accept": accept, "Accept-Encoding": "gzip"}) as packed:
+            body = gzip.decompress(await packed.read())
+            assert packed.headers["Content-Encoding"] == "gzip"
+        async with session.get("/metrics", headers={"Accept": accept, "Accept-Encoding": "identity"}) as response:
+            assert await response.read() == body
+            assert (response.status, "Content-Encoding" in response.headers) == (200, False)
+            assert response.headers["Vary"] == "Accept, Accept-Encoding"
+
+    series = parsed(body.decode(), openmetrics)
+    layers = {dict(labels)["layer"]: value for (name, labels), value in series.items() if name.endswith("_series")}
+    assert sum(layers.values()) == len(series)
+    assert set(layers) == {"claim", "cluster", "own"}
+    names = {name for name, _ in series}
+    assert names >= {*WEB_FAMILIES, "dra_claim_info", "dra_pool_devices", "process_cpu_seconds_total"}
+    assert not any(name.startswith("claimscope_agent_") for name in names)
+    assert counters.scrapes[200] == 2
+    assert counters.response_bytes == pytest.approx(len(body), rel=0.05)  # of text 0.0.4, whose comments differ
+
+
+async def test_standby_shows_itself_alone_and_says_who_leads() -> None:
+    async with serving(Controller(snapshot=STANDBY)) as (_, _, session):
+        async with session.get("/metrics", headers={"Accept-Encoding": ""}) as response:
+            names = {name for name, _ in parsed(await response.text(), openmetrics=False)}
+        async with session.get("/readyz") as response:
+            assert response.status == 200
+        async with session.get("/") as response:
+            assert "this replica stands by; pod-2 leads" in gzip_text(await response.read())
+        for path in ("/api/v1/claims", "/api/v1/claims/team-a/x", "/api/v1/waits", "/api/v1/capacity"):
+            async with session.get(path) as response:
+                assert response.status == 503
+                assert (await response.json())["error"] == (
+                    "this replica stands by; pod-2 leads: ask it, or the Service that points to it"
+                )
+
+    assert {name.split("_")[0] for name in names} == {"claimscope", "process", "python"}
+
+
+def gzip_text(body: bytes) -> str:
+    """A body as text, whether compressed or not."""
+    return (gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body).decode()
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "leader", "expected"),
+    [
+        (None, "", "the controller has only just started and has nothing to show yet"),
+        (STANDBY, "", "this replica stands by, and no other leads yet: ask again in a moment"),
+        (replace(CLUSTER, complete=False), "", "the cluster is still being read: ask again in a moment"),
+    ],
+    ids=["starting", "no leader", "reading"],
+)
+async def test_api_without_a_cluster_says_why(snapshot: ClusterSnapshot | None, leader: str, expected: str) -> None:
+    assert await fetched(Controller(snapshot=snapshot, leader=leader), "/api/v1/claims") == (503, {"error": expected})
+
+
+async def test_scrape_before_the_first_snapshot_says_so() -> None:
+    async with serving(Controller(snapshot=None)) as (_, counters, session), session.get("/metrics") as response:
+        assert response.status == 503
+        assert "only just started" in await response.text()
+        assert (counters.scrapes[503], counters.in_flight) == (1, 0)
+
+
+async def test_claims() -> None:
+    status, document = await fetched(Controller(), "/api/v1/claims?namespace=team-a&limit=1")
+
+    assert (status, document["total"], len(document["claims"])) == (200, 3, 1)
+    claim = document["claims"][0]
+    assert claim["name"] == "train-0-gpus-x7k2p"
+    assert claim["state"] == "running"
+    assert claim["workload"] == {"kind": "RayJob", "name": "train", "group": "train-pg", "queue": "research"}
+    assert claim["devices"][0] == {
+        "driver": NVIDIA, "pool": "node-a", "device": "gpu-0", "request": "gpu", "uuid": "GPU-1", "node": "node-a",
+        "admin_access": False, "share_id": "", "consumed": {}, "health": "Healthy",
+    }  # fmt: skip
+
+
+async def test_claims_of_a_state() -> None:
+    _, document = await fetched(Controller(), "/api/v1/claims?state=pending")
+
+    assert [claim["name"] for claim in document["claims"]] == ['odd"\\name', "finetune-gpu"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("claims?limit=0", "limit='0' is not a number from 1 to 10000"),
+        ("waits?limit=x", "limit='x' is not a number from 1 to 10000"),
+        ("claims?limit=%D9%A3", "limit='\\u0663' is not a number from 1 to 10000"),
+        ("claims?state=stuck", "state='stuck' is none; known are pending, allocated, reserved, prepared, running, "
+                               "released, deleted"),
+        ("claims?name=x", "unknown parameter 'name'; known are namespace, state, limit"),
+    ],
+)  # fmt: skip
+async def test_bad_query_is_one_line(query: str, expected: str) -> None:
+    assert await fetched(Controller(), f"/api/v1/{query}") == (400, {"error": expected})
+
+
+async def test_waits_come_longest_first() -> None:
+    _, document = await fetched(Controller(), "/api/v1/waits")
+
+    assert [(wait["pod_claim"], wait["pending_seconds"]) for wait in document["waits"]] == [
+        ("gpu", 5400.0), ("gpu", 300.0), ("spare", 200.0), ("gpu", None),
+    ]  # fmt: skip
+    assert document["waits"][0]["reason"] == "devices_in_use"
+    assert document["waits"][0]["cure"] == "wait for a node to become free, or ask for fewer devices on one node"
+    _, document = await fetched(Controller(), "/api/v1/waits?reason=preparing&namespace=team-a")
+    assert [wait["claim"] for wait in document["waits"]] == ["eval-gpu"]
+
+
+async def test_capacity() -> None:
+    _, document = await fetched(Controller(), "/api/v1/capacity")
+
+    assert document["classes"][0] == {
+        "deviceclass": NVIDIA,
+        "devices": {"allocated": 21, "free": 1, "tainted": 1, "unhealthy": 1, "reserved": 0},
+        "largest_claim_devices": 1,
+    }
+    assert [pool["pool"] for pool in document["pools"]] == ["node-a", "node-b", "node-c", "node-d"]
+
+
+async def answer_later(namespace: str, name: str) -> object:
+    """An explanation that has to be waited for."""
+    return explain(namespace, name)
+
+
+@pytest.mark.parametrize("asked", [explain, answer_later], ids=["at once", "later"])
+async def test_explanation(asked: Callable[[str, str], object]) -> None:
+    found = await fetched(Controller(explain=asked), "/api/v1/claims/team-c/finetune-gpu")
+    missing = await fetched(Controller(explain=asked), "/api/v1/claims/team-c/finetune")
+
+    assert found == (200, {"claim": "team-c/finetune-gpu", "reason": "devices_in_use"})
+    assert missing == (404, {"error": "there is no ResourceClaim team-c/finetune: did you mean `finetune-gpu`?"})
+
+
+async def test_explanation_of_a_cluster_that_is_still_read() -> None:
+    asked = Controller(explain=lambda _namespace, _name: None)
+
+    assert (await fetched(asked, "/api/v1/claims/a/b"))[0] == 503
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/livez", "/readyz", "/api/v1/claims"])
+async def test_head_is_get_without_a_body(path: str) -> None:
+    async with serving(Controller()) as (_, _, session):
+        async with session.head(path, headers={"Accept-Encoding": "identity"}) as response:
+            assert (response.status, await response.read()) == (200, b"")
+        async with session.get("/livez") as response:
+            assert response.status == 200
+
+
+async def test_unknown_path_names_the_known_ones() -> None:
+    async with serving(Controller()) as (_, _, session), session.get("/api/v1/snapshot") as response:
+        assert response.status == 404
+        assert "/api/v1/claims/{namespace}/{name}, /api/v1/waits" in await response.text()
+
+
+async def test_page_shows_what_waits_and_why_escaped() -> None:
+    failing = Controller(readiness=Readiness(checks=(Check(name="pods", ok=False, reason="403"),)))
+    async with serving(failing) as (_, _, session), session.get("/?refresh=on") as response:
+        text = await response.text()
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
+
+    for shown in (
+        "stuck, longest 1 h 30 min", "24 match, 21 are in use", "wait for a node to become free", "devices in use",
+        "template not found &lt;script&gt;", "crash looping", "rule fan-swap", "offered twice", "pods: 403",
+        'href="/api/v1/claims/team-c/finetune-gpu"', "≤ 10 s · ≤ 30 s", "<title>21 allocated</title>",
+    ):  # fmt: skip
+        assert shown in text
+    assert "<script" not in text
+
+
+async def test_page_is_short_however_much_waits() -> None:
+    waits = tuple(replace(WAITS[0], claim=f"claim-{at}") for at in range(2000))
+    asked = Controller(snapshot=replace(CLUSTER, waits=waits))
+    async with serving(asked) as (_, _, session), session.get("/") as response:
+        text = await response.text()
+
+    assert text.count("wait for a node to become free") == 50
+    assert "1950 more" in text
+
+
+class Held(ClusterCollector):
+    """Stops in the middle of a rendering until a test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def claim_samples(self, view: ClaimView) -> Iterator[Sample]:
+        """As it was, after a wait."""
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return super().claim_samples(view)
+
+
+async def test_everything_else_goes_on_while_a_large_answer_is_made() -> None:
+    collector = Held()
+    async with serving(Controller(), collector=collector) as (_, counters, session):
+        scrapes = [asyncio.create_task(session.get("/metrics")) for _ in range(2)]
+        await asyncio.to_thread(collector.begun.wait, 20)
+
+        async with session.get("/livez") as response:
+            assert (response.status, counters.in_flight) == (200, 2)
+
+        collector.go_on.set()
+        bodies = [await (await scrape).read() for scrape in scrapes]
+        assert bodies[0] == bodies[1]
+        assert counters.scrapes[200] == 2
+
+
+async def test_client_that_gives_up_while_an_answer_is_made_costs_only_itself() -> None:
+    collector = Held()
+    async with serving(Controller(), collector=collector) as (_, counters, session):
+        impatient = asyncio.create_task(session.get("/metrics"))
+        await asyncio.to_thread(collector.begun.wait, 20)
+        impatient.cancel()
+        async with asyncio.timeout(20):
+            while counters.in_flight:  # noqa: ASYNC110  (the server has no event to wait for)
+                await asyncio.sleep(0.005)
+        collector.go_on.set()
+
+        async with session.get("/metrics") as response:
+            assert response.status == 200
+        assert counters.scrapes[499] == 1
+
+
+async def test_large_answer_is_sent_in_pieces_uncompressed() -> None:
+    claims = {str(at): replace(TRAIN, uid=str(at)) for at in range(10_000)}
+    asked = Controller(snapshot=replace(CLUSTER, claims={**claims, STUCK.uid: STUCK}))
+    plain = {"Accept-Encoding": "identity"}
+    async with serving(asked) as (_, _, session), session.get("/metrics", headers=plain) as response:
+        body = await response.read()
+
+    assert body.count(b"\ndra_claim_requested_devices{") == 10_001
+    assert body.endswith(b"\n")
