@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-NAMES = ("sampler_cpu", "tick_lateness", "render", "scrape", "memory")
+NAMES = ("sampler_cpu", "tick_lateness", "render", "scrape", "memory", "controller_scale")
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(r"(?P<name>[a-z][a-z0-9_]*) (?P<value>[-+0-9.e]+) (?P<unit>\S*) ?(?P<bound>[<>]=[0-9.e-]+)?\s*")
 
@@ -89,8 +89,8 @@ def page(found: list[Figure], questions: dict[str, str], measured_on: str) -> st
         "<!-- Written by `make bench`. -->",
         "# Performance",
         "",
-        "Measured by the scripts in `benchmarks/`, on the simulated libnvidia-ml; ratios compare two ways within one",
-        f"run. Measured on: {measured_on}.",
+        "Measured by the scripts in `benchmarks/`, on the simulated libnvidia-ml and API server; ratios compare two",
+        f"ways within one run. Measured on: {measured_on}.",
     ]
     for benchmark, question in questions.items():
         rows = [figure for figure in found if figure.benchmark == benchmark]

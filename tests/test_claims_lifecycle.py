@@ -112,6 +112,13 @@ def test_a_pod_that_joins_later_starts_no_phases_after_a_restart() -> None:
     watched.saw(1001, pod("late", created=500, bound=995, prepared=1001, started=1001, phase="Running"))
     assert watched.figures() == {}
     assert watched.view().state is ClaimState.RUNNING
+    lately = Watched(since=990)
+    lately.listed(1010, "resourceclaims", claim(created=1, allocated=995, reserved=["late"]))
+    lately.listed(1010, "pods", pod("late", created=1000, bound=1001, prepared=1002, started=1003, phase="Running"))
+    assert lately.figures() == {}
+    lately.listed(1020, "pods")
+    lately.listed(1020, "resourceclaims")
+    assert lately.figures() == {("skipped", "scheduling", "unseen"): 1, ("completed", "ns", "k", "ran"): 1}
 
 
 def test_what_ended_before_our_time_is_not_counted_again() -> None:
@@ -415,3 +422,76 @@ def test_objects_without_status_and_pods_without_claims() -> None:
     assert (watched.view().state, watched.view().created_wall) == (ClaimState.PENDING, None)
     watched.saw(2, claim(), gone=True)
     assert watched.figures()["completed", "ns", "k", "never_allocated"] == 1
+
+
+def test_a_claim_reserved_for_a_pod_group_is_used_by_its_pods() -> None:
+    held = claim(created=1, status={
+        "allocation": {"devices": {"results": [{"request": "gpu", "driver": "d", "pool": "n", "device": "gpu-0"}]}},
+        "reservedFor": [{"apiGroup": "scheduling.k8s.io", "resource": "podgroups", "name": "g", "uid": "g-uid"}],
+    })
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, held)
+    watched.saw(3, pod(created=1, bound=2, prepared=2, started=3, phase="Running"))
+    assert (watched.view().state, watched.view().pods) == (ClaimState.RUNNING, ())
+    watched.saw(4, pod(created=1, bound=2, prepared=2, started=3, phase="Running"), gone=True)
+    watched.saw(4, claim(created=1))
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+
+
+def test_a_kubelet_that_does_not_tell_of_sandboxes() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(1, pod(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(3, pod(created=1, bound=3))
+    watched.saw(5, pod(created=1, bound=3, started=5, phase="Running"))
+    watched.saw(9, pod(created=1, bound=3, started=5, phase="Running"), gone=True)
+    watched.saw(9, claim(created=1))
+    assert watched.seconds() == {"scheduling": 1.0, "binding": 1.0, "k": 4.0}
+    assert watched.figures()["skipped", "start", "unseen"] == 1
+
+
+def test_pods_that_may_not_be_read_leave_the_outcome_unknown() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    watched.saw(2, claim(created=1, allocated=2, reserved=["p"]))
+    watched.saw(50, claim(created=1), gone=True)
+    assert watched.figures() == {}
+    watched.tick(61)
+    assert watched.figures() == {
+        ("completed", "ns", "k", "unknown"): 1,
+        ("lifetime", "k", "unknown", "count"): 1, ("lifetime", "k", "unknown", "sum"): 49.0,
+    }
+
+
+def test_a_claim_that_no_container_names_is_used_by_the_whole_pod() -> None:
+    spec = {"containers": [{"name": "main"}]}
+    watched = Watched()
+    watched.saw(1, claim(created=1, allocated=1, reserved=["p"]))
+    watched.saw(2, pod(created=1, bound=1, prepared=1, started=2, spec=spec))
+    assert watched.view().state is ClaimState.RUNNING
+
+
+def test_a_container_that_does_not_use_the_claim_does_not_make_it_run() -> None:
+    spec = {"containers": [{"name": "main", "resources": {"claims": [{"name": "my-c"}]}}, {"name": "log"}]}
+    statuses = [
+        container({"waiting": {"reason": "ImagePullBackOff"}}),
+        container({"running": {"startedAt": stamp(3)}}, name="log"),
+    ]
+    watched = Watched()
+    watched.saw(1, claim(created=1, allocated=1, reserved=["p"]))
+    watched.saw(2, pod(created=1, bound=1, prepared=1, statuses=statuses, spec=spec))
+    assert (watched.view().state, watched.view().doing) == (ClaimState.PREPARED, Doing.IMAGE_FAILED)
+
+
+def test_a_pod_that_comes_back_is_not_forgotten() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1, allocated=1, reserved=["p"]))
+    watched.saw(2, pod(created=1, bound=1))
+    watched.saw(3, pod(created=1, bound=1), gone=True)
+    assert (watched.view().doing, watched.view().referenced) == (Doing.FINISHED, False)
+    watched.saw(4, pod(created=1, bound=1))
+    watched.tick(60)
+    assert (watched.view().doing, watched.view().referenced) == (Doing.PREPARING, True)

@@ -194,6 +194,22 @@ def test_the_two_watches_in_any_order(choices: list[bool]) -> None:
     assert replay.counts() == whole().counts()
 
 
+@settings(max_examples=60, deadline=None)
+@given(gap=st.tuples(st.integers(0, len(NEWS)), st.integers(0, len(NEWS))))
+def test_a_relist_after_any_gap_ends_in_the_same_states(gap: tuple[int, int]) -> None:
+    begin, end = sorted(gap)
+    replay = Replay().feed(NEWS[:begin])
+    then = Replay().feed(NEWS[:end]).cluster
+    at = NEWS[end - 1].seconds if end else 0.0
+    replay.sync("resourceclaims", then.claims.values(), at)
+    replay.sync("pods", then.pods.values(), at)
+    replay.feed(NEWS[end:])
+    assert _like_after_restart(replay.states()) == _like_after_restart(whole().states())
+    most = whole().counts()
+    timed = {key: value for key, value in replay.counts().items() if key[0] in ("phase", "ready", "evictions")}
+    assert {key: value for key, value in timed.items() if value > most.get(key, 0)} == {}
+
+
 def test_a_relist_tells_ends_that_carry_stamps() -> None:
     """The watches break at 60 and the lists are read at 100: two pods have gone, one has come to run."""
     replay = Replay().feed([arrival for arrival in NEWS if arrival.seconds < 60])

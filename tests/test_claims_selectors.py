@@ -419,9 +419,9 @@ async def test_an_expression_that_does_not_compile_is_unknown_for_good(worker: W
 async def test_who_settles_at_the_same_time_hears_of_the_answers_too(worker: WorkerProcess) -> None:
     selectors = Selectors(worker)
     selectors.match("true", gpu())
-    assert await asyncio.gather(selectors.settle(), selectors.settle()) == [True, True]
+    assert list(await asyncio.gather(selectors.settle(), selectors.settle())) == [True, True]
     assert selectors.match("true", gpu()) == Match(Verdict.MATCH)
-    assert await asyncio.gather(selectors.settle(), selectors.settle()) == [False, False]
+    assert list(await asyncio.gather(selectors.settle(), selectors.settle())) == [False, False]
 
 
 def test_a_worker_is_replaced_before_its_leak_grows(worker: WorkerProcess) -> None:
@@ -447,13 +447,15 @@ def test_a_worker_that_was_killed_costs_nothing_but_a_restart(worker: WorkerProc
 # A worker that answers "true" and does something else on everything else.
 SICK = """
 import sys, struct, os, time
+def say(answer):
+    sys.stdout.buffer.write(struct.pack(">I", len(answer)) + answer)
+    sys.stdout.buffer.flush()
+say(b'{{}}')
 while header := sys.stdin.buffer.read(4):
     body = sys.stdin.buffer.read(struct.unpack(">I", header)[0])
     if b'"expression":"true"' not in body:
         {what}
-    answer = b'{{"uses":{{}},"outcomes":[]}}'
-    sys.stdout.buffer.write(struct.pack(">I", len(answer)) + answer)
-    sys.stdout.buffer.flush()
+    say(b'{{"uses":{{}},"outcomes":[]}}')
 """
 
 
@@ -488,7 +490,7 @@ def test_an_expression_that_hangs_is_not_waited_for() -> None:
 
 
 def test_a_garbled_answer_is_a_crash() -> None:
-    worker = sick('sys.stdout.buffer.write(b"\\0\\0\\0\\2{{"); sys.stdout.buffer.flush()', 10)
+    worker = sick('say(b"no JSON")', 10)
     try:
         assert "ended twice" in worker.evaluate("bad", []).problem
     finally:

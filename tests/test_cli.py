@@ -9,12 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from claimscope import cli, demo, doctor, logs
+from claimscope.claims.explain import Explanation
+from claimscope.claims.model import PendingReason
 from claimscope.config import Config
 from claimscope.doctor import ApiAccess, Facts, Verdict
 from claimscope.nvml.probe import Probe, ProbedDevice
@@ -87,6 +93,67 @@ def test_version_and_help() -> None:
 def test_metrics_of_both_parts_are_listed() -> None:
     listed = {entry["name"] for entry in json.loads(claimscope("metrics", "--format", "json").stdout)}
     assert {"gpu_power_watts", "dra_claim_pending_reason", "claimscope_controller_leader"} <= listed
+
+
+class _FixedController(BaseHTTPRequestHandler):
+    """Explains one claim and knows no other."""
+
+    def do_GET(self) -> None:
+        """One answer of /api/v1/claims."""
+        exists = self.path == "/api/v1/claims/team-a/train"
+        waiting = self.path == "/api/v1/claims/team-a/awaited"
+        found = Explanation(
+            namespace="team-a", name="train", exists=exists, verdict="claim team-a/train is pending\x1b[2J"
+            if exists else "claim team-a/trian does not exist",
+            reason=PendingReason.QUOTA if exists else PendingReason.CLAIM_MISSING if waiting else None,
+            cure="raise the quota" if exists else "see the claims", similar=() if exists else ("team-a/train",),
+        )  # fmt: skip
+        body = msgspec.json.encode(found)
+        self.send_response(200 if exists else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def fixed_controller() -> Iterator[str]:
+    """URL of a controller that knows one claim."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _FixedController) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "out", "error"),
+    [
+        ("train", 0, "claim team-a/train is pending\ufffd[2J\n\nwhat to do:\n  raise the quota\n", ""),
+        ("trian", 1, "", "claimscope: claim team-a/trian does not exist: did you mean team-a/train?\n"),
+    ],
+)
+def test_explain_asks_a_controller(fixed_controller: str, name: str, code: int, out: str, error: str) -> None:
+    done = claimscope("explain", "claim", f"team-a/{name}", "--controller", fixed_controller)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, error)
+
+
+def test_explain_tells_of_a_claim_that_does_not_exist_but_is_waited_for(fixed_controller: str) -> None:
+    done = claimscope("explain", "claim", "team-a/awaited", "--controller", fixed_controller)
+    assert done.returncode == 0
+    assert done.stdout.startswith("claim team-a/trian does not exist\n")
+
+
+def test_explain_without_any_api_server_is_one_line_and_exit_code_1() -> None:
+    done = claimscope("explain", "claim", "team-a/train")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("claimscope: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_control_without_an_agent_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

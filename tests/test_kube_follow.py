@@ -138,7 +138,8 @@ def test_paths() -> None:
 
 async def test_older_version_where_the_newer_is_not_served() -> None:
     async with serving(None, in_version(DEVICE_TAINT_RULES, "v1beta2"), RESOURCE_CLAIMS) as (server, client):
-        await server.put(in_version(DEVICE_TAINT_RULES, "v1beta2"), {"metadata": {"name": "r"}, "spec": {"taint": {"key": "a", "effect": "None"}}})
+        rule = {"metadata": {"name": "r"}, "spec": {"taint": {"key": "a", "effect": "None"}}}
+        await server.put(in_version(DEVICE_TAINT_RULES, "v1beta2"), rule)
         async with following(client, RULES) as seen:
             await seen.until(lambda: seen.names == {"devicetaintrules": {"r"}})
         assert f"{GROUP}/v1beta2/devicetaintrules" in [path for path, _ in server.requests]

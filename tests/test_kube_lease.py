@@ -332,26 +332,54 @@ async def test_never_two_leaders(seed: int) -> None:
     clocks = [ManualClock(monotonic=1_000_000_000_000 * number, wall=3_600 * number) for number in range(3)]
     async with serving(None, LEASES) as (server, client):
         standing = [Candidate(client, f"c{number}", clock) for number, clock in enumerate(clocks)]
-        await until(
-            lambda: holder_of(server) != "" and all(each.election.holder == holder_of(server) for each in standing)
-        )
-        led: set[int] = set()
-        for _ in range(100):
-            seconds = chance.choice((0.5, 1.0, 2.0))
-            for clock in clocks:
-                clock.advance(seconds)
-            if chance.random() < 0.2:
-                server.fail(PATH, *(HttpFault(status=chance.choice((409, 500))) for _ in range(chance.randrange(12))))
-            if chance.random() < 0.05 and all(each.election.holder == holder_of(server) for each in standing):
-                await server.delete(LEASES, "controller", "claimscope")
-            for _ in range(chance.randrange(4)):
-                await asyncio.sleep(0.002)
-                leading = [number for number, each in enumerate(standing) if each.election.is_leader]
-                assert len(leading) <= 1, leading
-                led.update(leading)
-        for each in standing:
-            await each.stop()
-        assert led
+        try:
+            await until(lambda: holder_of(server) != "" and agreed(server, standing))
+            led = await watch_leaders(server, standing, clocks, chance)
+        finally:
+            for each in standing:
+                await each.stop()
+    assert led
+
+
+def agreed(server: SimApiServer, standing: list[Candidate]) -> bool:
+    return all(each.election.holder == holder_of(server) for each in standing)
+
+
+async def watch_leaders(
+    server: SimApiServer, standing: list[Candidate], clocks: list[ManualClock], chance: random.Random
+) -> set[int]:
+    led: set[int] = set()
+    for step in range(100):
+        seconds = chance.choice((0.5, 1.0, 2.0))
+        for clock in clocks:
+            clock.advance(seconds)
+        if chance.random() < 0.2:
+            server.fail(PATH, *(HttpFault(status=chance.choice((409, 500))) for _ in range(chance.randrange(12))))
+        if step in (30, 70) and agreed(server, standing):
+            await server.delete(LEASES, "controller", "claimscope")
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0.002)
+            leading = [number for number, each in enumerate(standing) if each.election.is_leader]
+            assert len(leading) <= 1, leading
+            led.update(leading)
+    return led
+
+
+async def test_lease_deleted_while_its_holder_is_away_is_made_anew_in_due_time() -> None:
+    clock = ManualClock()
+    async with serving(None, LEASES) as (server, client):
+        await server.put(LEASES, lease("other", "2023-11-14T22:13:19.000000Z"))
+        async with candidates(client, clock, "a") as [a]:
+            await until(lambda: a.election.holder == "other")
+            clock.advance(14)
+            await server.delete(LEASES, "controller", "claimscope")
+            await some_tries(server)
+            clock.advance(14)
+            await some_tries(server)
+            assert not a.working
+            clock.advance(2)
+            await until(lambda: a.working)
+            assert a.begun == [LeaseSeen(holder="other", renew_wall=START - 1)]
 
 
 def errors(candidate: Candidate) -> dict[str, float]:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from claimscope.clock import SystemClock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason
-from claimscope.kube.listwatch import BackOff, FirstList, ListWatch, WatchStatus
+from claimscope.kube.kinds import watched_kinds
+from claimscope.kube.listwatch import ApiObject, BackOff, FirstList, ListWatch, WatchStatus
 from claimscope.sim.apiserver import HttpFault, SimApiServer, StreamingLists
 from kube_help import PATH, THING, Thing, serving, thing
 
@@ -541,3 +543,50 @@ async def test_object_larger_than_a_read_buffer() -> None:
         await server.put(THING, {**thing("a", 7), "padding": "x" * 3_000_000})
         await mirror.until(lambda: mirror.things == {"a": 7})
         assert mirror.errors == []
+
+
+RECORDINGS = Path(__file__).parent / "recordings" / "kubernetes-1.36"
+RECORDED = {kind.plural: kind for kind in watched_kinds("claimscope") if kind.plural != "leases"}
+
+
+@pytest.mark.parametrize("plural", sorted(RECORDED))
+async def test_everything_that_a_real_server_sent_can_be_decoded(plural: str) -> None:
+    watch = RECORDINGS / f"{plural}.watch.jsonl"
+    lines = watch.read_bytes().splitlines() if watch.exists() else []
+    events = sum(b'"type":"BOOKMARK"' not in line for line in lines)
+    path = f"/apis/recorded/v1/{plural}"
+    undecodable: list[str] = []
+    changes: list[str] = []
+    over = asyncio.Event()
+
+    def change(entry: ApiObject, present: bool) -> None:
+        changes.append(entry.metadata.name)
+
+    async with serving() as (server, client):
+        server.fail(
+            path,
+            HttpFault(status=200, body=(RECORDINGS / f"{plural}.list.json").read_bytes()),
+            HttpFault(status=200, body=b"\n".join(lines)),
+        )
+        status = WatchStatus()
+        task = asyncio.create_task(
+            ListWatch(
+                client,
+                path,
+                RECORDED[plural].kind,
+                clock=SystemClock(),
+                on_sync=lambda _: None,
+                on_change=change,
+                on_error=lambda _: over.set(),  # 404 once the recording is over
+                on_undecodable=undecodable.append,
+                first_list=FirstList.PAGED,
+                status=status,
+                first_wait_seconds=0.001,
+            ).run()
+        )
+        async with asyncio.timeout(20):
+            await over.wait()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert (undecodable, len(changes), status.lists, status.events) == ([], events, 1, events)

@@ -10,11 +10,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from claimscope.claims.model import ClaimView, ClusterSnapshot
+from claimscope.claims.explain import Explanation
+from claimscope.claims.model import ClaimState, ClaimView, ClusterSnapshot, PendingReason
 from claimscope.export.cluster import ClusterCollector
 from claimscope.metrics import controller
 from claimscope.model import Sample
+from claimscope.web import client
 from claimscope.web.cluster import WEB_FAMILIES, make_cluster_application
 from claimscope.web.site import Check, Readiness, RunningSite, WebCounters, start_site
 from cluster_data import CLUSTER, NVIDIA, STANDBY, STUCK, TRAIN, WAITS
@@ -24,11 +27,19 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 READY = Readiness(checks=(Check(name="election", ok=True, reason="leading"),))
 
 
-def explain(namespace: str, name: str) -> object:
+FOUND = Explanation(
+    namespace="team-c", name="finetune-gpu", exists=True, verdict="claim team-c/finetune-gpu is pending",
+    state=ClaimState.PENDING, reason=PendingReason.DEVICES_IN_USE, similar=(),
+)  # fmt: skip
+MISSING = Explanation(
+    namespace="team-c", name="finetune", exists=False, verdict="claim team-c/finetune does not exist",
+    similar=("team-c/finetune-gpu",),
+)  # fmt: skip
+
+
+def explain(namespace: str, name: str) -> Explanation:
     """What the controller would say of a claim."""
-    if (namespace, name) == ("team-c", "finetune-gpu"):
-        return {"claim": f"{namespace}/{name}", "reason": WAITS[0].diagnosis.reason}
-    raise LookupError(f"there is no ResourceClaim {namespace}/{name}: did you mean `finetune-gpu`?")
+    return FOUND if (namespace, name) == ("team-c", "finetune-gpu") else MISSING
 
 
 @dataclass
@@ -194,18 +205,61 @@ async def test_capacity() -> None:
     assert [pool["pool"] for pool in document["pools"]] == ["node-a", "node-b", "node-c", "node-d"]
 
 
-async def answer_later(namespace: str, name: str) -> object:
+async def answer_later(namespace: str, name: str) -> Explanation:
     """An explanation that has to be waited for."""
     return explain(namespace, name)
 
 
 @pytest.mark.parametrize("asked", [explain, answer_later], ids=["at once", "later"])
-async def test_explanation(asked: Callable[[str, str], object]) -> None:
-    found = await fetched(Controller(explain=asked), "/api/v1/claims/team-c/finetune-gpu")
-    missing = await fetched(Controller(explain=asked), "/api/v1/claims/team-c/finetune")
+async def test_explanation_in_json_and_for_the_command_line(asked: Callable[[str, str], Any]) -> None:
+    async with serving(Controller(explain=asked)) as (site, _, session):
+        async with session.get("/api/v1/claims/team-c/finetune-gpu") as response:
+            assert (response.status, (await response.json())["reason"]) == (200, "devices_in_use")
+        async with session.get("/api/v1/claims/team-c/finetune") as response:
+            assert (response.status, (await response.json())["similar"]) == (404, ["team-c/finetune-gpu"])
 
-    assert found == (200, {"claim": "team-c/finetune-gpu", "reason": "devices_in_use"})
-    assert missing == (404, {"error": "there is no ResourceClaim team-c/finetune: did you mean `finetune-gpu`?"})
+        assert await client.explanation(site.url + "/", "team-c", "finetune-gpu") == FOUND
+        assert await client.explanation(site.url, "team-c", "finetune") == MISSING
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (Controller(snapshot=STANDBY), "this replica stands by; pod-2 leads: ask it, or the Service that points to it"),
+        (Controller(explain=lambda _namespace, _name: None), "the cluster is still being read: ask again in a moment"),
+    ],
+    ids=["standby", "reading"],
+)
+async def test_command_line_is_told_why_there_is_no_explanation(asked: Controller, expected: str) -> None:
+    async with serving(asked) as (site, _, _):
+        with pytest.raises(client.ClientError) as caught:
+            await client.explanation(site.url, "team-c", "finetune-gpu")
+
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:19401", "ftp://x", "http://", "http://[::1"])
+async def test_url_of_a_controller_that_is_none(url: str) -> None:
+    with pytest.raises(client.ClientError) as caught:
+        await client.explanation(url, "a", "b")
+
+    assert str(caught.value) == f"--controller: `{url}` is not http://HOST:PORT"
+
+
+async def test_something_else_than_a_controller_is_named() -> None:
+    async def other(_request: web.Request) -> web.Response:
+        return web.Response(text="<html>")
+
+    application = web.Application()
+    application.router.add_get("/{any:.*}", other)
+    site = await start_site(application, "127.0.0.1:0")
+    try:
+        with pytest.raises(client.ClientError, match="answered 200 with something else than an explanation"):
+            await client.explanation(site.url, "a", "b")
+    finally:
+        await site.close()
+    with pytest.raises(client.ClientError, match="no controller answers at"):
+        await client.explanation(site.url, "a", "b")
 
 
 async def test_explanation_of_a_cluster_that_is_still_read() -> None:

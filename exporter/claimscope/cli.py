@@ -15,11 +15,14 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from claimscope import config, logs
+
+if TYPE_CHECKING:
+    from claimscope.claims.explain import Explanation
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
@@ -174,7 +177,7 @@ def controller(config_file: str | None, **flags: str | None) -> None:
 @click.option("--scenario", metavar="FILE", help="YAML file of what happens to its GPUs.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop by itself after so long.")
 def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
-    """Run the agent on a simulated node, with Prometheus where there is one, until Ctrl-C."""
+    """Run a simulated cluster with agents and controller, and Prometheus where there is one, until Ctrl-C."""
     if profile not in config.PROFILES:
         raise click.UsageError(f"--profile: unknown value `{profile}`: {config.did_you_mean(profile, config.PROFILES)}")
     from claimscope import demo as driver
@@ -226,6 +229,18 @@ def _claim_name(text: str) -> tuple[str, str]:
     return namespace, name
 
 
+def _tell(found: Explanation) -> None:
+    """Prints an explanation; a name that no claim has, and for which no pod waits, is a failure."""
+    from claimscope.claims.explain import words
+
+    if not found.exists and found.reason is None:
+        hint = f": did you mean {' or '.join(found.similar[:3])}?" if found.similar else f"; {found.cure}"
+        raise _Failure(found.verdict + hint)
+    # Messages of events are anybody's text: nothing in it may steer a terminal.
+    text = words(found).rstrip("\n")
+    click.echo("".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text))
+
+
 @explain.command("claim")
 @click.argument("claim", metavar="NS/NAME")
 @click.option("--controller", "controller_url", metavar="URL", help="Ask this controller, http://127.0.0.1:19401.")
@@ -236,25 +251,23 @@ def explain_claim(claim: str, controller_url: str | None, config_file: str | Non
     Asks a running controller, or without --controller reads the cluster once from the API server.
     """
     namespace, name = _claim_name(claim)
-    from claimscope.claims.explain import words
-
+    settings = load_controller(config_file, flags)
     if controller_url is not None:
         from claimscope.web import client
 
         try:
-            click.echo(words(asyncio.run(client.explanation(controller_url, namespace, name))).rstrip("\n"))
+            found = asyncio.run(client.explanation(controller_url, namespace, name))
         except client.ClientError as error:
             raise _Failure(str(error)) from error
-        return
-    settings = load_controller(config_file, flags)
-    logs.configure("error", "text", sys.stderr)
-    from claimscope import controller as wiring
+    else:
+        logs.configure("error", "text", sys.stderr)
+        from claimscope import controller as wiring
 
-    try:
-        found = asyncio.run(wiring.explain_once(settings, os.environ, namespace, name))
-    except (wiring.ControllerError, LookupError) as error:
-        raise _Failure(str(error.args[0])) from error
-    click.echo(words(found).rstrip("\n"))
+        try:
+            found = asyncio.run(wiring.explain_once(settings, os.environ, namespace, name))
+        except wiring.ControllerError as error:
+            raise _Failure(str(error)) from error
+    _tell(found)
 
 
 @cli.group()

@@ -155,12 +155,12 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = ""
     lease_seconds: Annotated[
         int,
-        Meta(ge=3, le=600, description="Whole seconds after which a leader that no longer renews its Lease is replaced."),
+        Meta(ge=3, le=600, description="Whole seconds after which a leader that does not renew its Lease is replaced."),
     ] = 15
     claim_series: Annotated[
         ClaimSeries,
         Meta(description="Series per claim: `essential` leaves out all but info, state and what calls for action; "
-             "`off` leaves only claims that wait."),
+             "`off` leaves only claims that wait, or hold devices without running."),
     ] = "all"
     log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
     log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"

@@ -55,7 +55,7 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     controller.build_info = own("build_info", 1, version, "", platform.python_version())
     application = make_cluster_application(
         snapshot=lambda: controller.snapshot,
-        collector=ClusterCollector(),
+        collector=ClusterCollector(config.claim_series),
         readiness=controller.readiness,
         explain=controller.explain,
         leader=controller.leader,

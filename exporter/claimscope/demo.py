@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,17 @@ def totals_of(exposition: str) -> list[str]:
     return [f"{name:44} {value:8.0f} J" for name, value in sorted(joules.items())]
 
 
+def reasons_of(exposition: str) -> list[str]:
+    """How many claims wait for which reason, from the controller's exposition alone."""
+    counts = Counter(
+        sample.labels["reason"]
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+        if sample.name == "dra_claim_pending_reason"
+    )
+    return [f"{reason:44} {count:8} claims" for reason, count in sorted(counts.items())]
+
+
 def _write(directory: str, name: str, text: str) -> Path:
     path = Path(directory, name)
     path.write_text(text, encoding="utf-8")
@@ -255,16 +266,20 @@ async def _show_queries(web: aiohttp.ClientSession, prometheus: str, say: Say) -
             say(f"    and {len(rows) - query.rows} more")
 
 
-async def _show_totals(web: aiohttp.ClientSession, agent: str, say: Say) -> None:
+async def _show_totals(web: aiohttp.ClientSession, agent: str, controller: str, say: Say) -> None:
     await asyncio.sleep(5)
-    response = await _get(web, f"{agent}/metrics")
-    if response is None or response.status != 200:
-        say(f"{agent}/metrics does not answer")
-        return
-    say("\nEnergy of each claim so far, dra_claim_gpu_energy_joules_total:")
-    for row in totals_of(await response.text()):
-        say(f"    {row}")
-    say("\nWorth trying in a Prometheus that scrapes it:")
+    for title, address, lines_of in (
+        ("Energy of each claim so far, dra_claim_gpu_energy_joules_total:", agent, totals_of),
+        ("Claims that wait, dra_claim_pending_reason:", controller, reasons_of),
+    ):
+        response = await _get(web, f"{address}/metrics")
+        if response is None or response.status != 200:
+            say(f"{address}/metrics does not answer")
+            continue
+        say(f"\n{title}")
+        for row in lines_of(await response.text()):
+            say(f"    {row}")
+    say("\nWorth trying in a Prometheus that scrapes them:")
     for query in QUERIES:
         say(f"  {query.promql}")
 
@@ -361,7 +376,7 @@ async def _prometheus(
     program = shutil.which("prometheus")
     if program is None:
         say("prometheus  left out, there is none on PATH: `make tools` or `apt-get install prometheus` brings it")
-        return _show_totals(web, agents[0].address, say), None
+        return _show_totals(web, agents[0].address, f"http://127.0.0.1:{controller_port}", say), None
     port = free_port(PROMETHEUS_PORT)
     if port != PROMETHEUS_PORT:
         say(f"port {PROMETHEUS_PORT} is taken: Prometheus listens on {port}")

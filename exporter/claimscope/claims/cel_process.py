@@ -1,8 +1,8 @@
 """How are CEL expressions evaluated where neither a leak, a crash nor an endless loop of the engine can do harm?
 
 In a process of its own, claimscope.claims.cel_worker, spoken to over its standard streams in frames: four bytes of
-length, then JSON. It is replaced after some evaluations (each leaks up to 1 kB), when it dies and when a batch takes
-too long; an expression that does that twice is not asked again.
+length, then JSON; its first one says that it is ready. It is replaced after some evaluations (each leaks up to 1 kB),
+when it dies and when a batch takes too long; an expression that does that twice is not asked again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LENGTH: Final = struct.Struct(">I")
 _COMMAND: Final = (sys.executable, "-P", "-m", "claimscope.claims.cel_worker")
 
 
+_START_SECONDS: Final = 60.0  # loading the engine takes 0.2 s on a free core, and much longer on a tenth of one
 _CLOSE_SECONDS: Final = 1.0
 _GIVEN_UP_KEPT: Final = 1000
 _WORDS: Final = {"crashed": "ended", "timed_out": "did not answer"}
@@ -51,6 +52,7 @@ class WorkerProcess:
     def __init__(
         self, *, command: Sequence[str] = _COMMAND, timeout_seconds: float = 5.0, recycle_after: int = 20_000
     ) -> None:
+        """`timeout_seconds` is for one batch."""
         self._command = tuple(command)
         self._timeout_seconds = timeout_seconds
         self._recycle_after = recycle_after
@@ -130,7 +132,9 @@ class WorkerProcess:
         if self._child is not None and self._left <= 0:
             self.restarts["recycled"] += 1
             self._end()
-        child = self._start()
+        child, fresh = self._start()
+        if fresh:
+            _exchange(child, b"", time.monotonic() + _START_SECONDS)
         self._left -= max(1, len(question.devices))
         body = msgspec.json.encode(question)
         deadline = time.monotonic() + self._timeout_seconds
@@ -143,8 +147,9 @@ class WorkerProcess:
             raise _LostError("crashed")
         return answer
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], bool]:
         with self._lock:
+            fresh = self._child is None
             if self._child is None:
                 if self._closed:
                     raise _LostError("crashed")
@@ -158,7 +163,7 @@ class WorkerProcess:
                     if stream is not None:
                         os.set_blocking(stream.fileno(), False)
                 self._left = self._recycle_after
-            return self._child
+            return self._child, fresh
 
     def _end(self) -> None:
         with self._lock:
@@ -185,7 +190,8 @@ def _exchange(child: subprocess.Popen[bytes], request: bytes, deadline: float) -
     pending, answer = memoryview(request), bytearray()
     with waiting.DefaultSelector() as selector:
         selector.register(child.stdout, waiting.EVENT_READ)
-        selector.register(child.stdin, waiting.EVENT_WRITE)
+        if pending:
+            selector.register(child.stdin, waiting.EVENT_WRITE)
         while len(answer) < LENGTH.size or len(answer) < LENGTH.size + LENGTH.unpack_from(answer)[0]:
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:

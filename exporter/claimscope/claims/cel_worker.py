@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from claimscope.claims.cel import Evaluator
+from claimscope.claims.cel import Answer, Evaluator
 from claimscope.claims.cel_process import LENGTH, Question
 
 _LONGEST_BATCH_SECONDS: Final = 30  # whoever asked has given up long before, or is dead
@@ -29,15 +29,21 @@ def main() -> None:
 
 
 def serve(evaluator: Evaluator, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answers every frame of `requests` on `answers`."""
+    """Says that it is ready, then answers every frame of `requests` on `answers`."""
+    _write(answers, Answer())
     while len(header := requests.read(LENGTH.size)) == LENGTH.size:
         body = requests.read(LENGTH.unpack(header)[0])
         question = msgspec.json.decode(body, type=Question)
         signal.alarm(_LONGEST_BATCH_SECONDS)  # unhandled, it ends the process even inside native code
-        answer = msgspec.json.encode(evaluator.evaluate(question.expression, question.devices))
+        answer = evaluator.evaluate(question.expression, question.devices)
         signal.alarm(0)
-        answers.write(LENGTH.pack(len(answer)) + answer)
-        answers.flush()
+        _write(answers, answer)
+
+
+def _write(answers: BinaryIO, answer: Answer) -> None:
+    body = msgspec.json.encode(answer)
+    answers.write(LENGTH.pack(len(body)) + body)
+    answers.flush()
 
 
 if __name__ == "__main__":

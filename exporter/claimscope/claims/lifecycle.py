@@ -64,6 +64,9 @@ class _Pods:
         else:
             before = record.claims()
             record.see(pod, arrival_ns)
+            if record.gone:  # it had to do with no device for a while
+                record.gone = False
+                del self._gone[pod.metadata.uid]
         after = record.claims()
         for key in after - before:
             self._of_claim[key] = (*self._of_claim.get(key, ()), pod.metadata.uid)
@@ -156,7 +159,8 @@ class Lifecycle:
         self._last_told = (cluster, wall)
         self._show_stale()
         for uid in self._unreserved:
-            if not self._views[uid].leaked:
+            view = self._views.get(uid)
+            if view is not None and not view.leaked:
                 self._show(self._books[uid], cluster, wall)
         for key in list(self._open_ends):
             for ended in list(self._open_ends[key]):
@@ -206,8 +210,9 @@ class Lifecycle:
                 observes_only=book.shape.observes_only, extended=book.shape.source == EXTENDED_RESOURCE,
                 made=Moment(arrival_ns, stamp),
             )
-        entered = tuple(each.uid for each in claim.status.reserved_for or () if each.resource == "pods")
-        held.consumers += tuple(uid for uid in entered if uid not in held.consumers)
+        consumers = claim.status.reserved_for or ()
+        held.by_group = held.by_group or any(each.resource != "pods" for each in consumers)
+        held.enter(each.uid for each in consumers if each.resource == "pods")
         self._time_without_reservation(book, arrival_ns, wall)
 
     def _time_without_reservation(self, book: _Book, arrival_ns: int | None, wall: float) -> None:
@@ -268,11 +273,14 @@ class Lifecycle:
         for ended in list(self._open_ends.get(key, ())):
             self._observe(ended)
             pods = [self._pods.by_uid.get(uid) for uid in ended.consumers]
-            if all(pod is not None and pod.ended for pod in pods):
+            if (pods or not ended.by_group) and all(pod is not None and pod.ended for pod in pods):
                 self._finish(ended)
 
     def _observe(self, allocation: Allocation) -> None:
         """Counts the phases and evictions of an allocation that can be told by now."""
+        if allocation.by_group:  # reserved for a pod group: whichever of its pods want the claim use it
+            named = self._pods.naming(allocation.claim)
+            allocation.enter(record.pod.metadata.uid for record in named if record.active)
         for uid in allocation.consumers:
             pod = self._pods.by_uid.get(uid)
             if pod is None:
@@ -309,7 +317,7 @@ class Lifecycle:
             for phase, (begin, end) in self._phases(ended).items():
                 if begin is None and end is not None and phase not in ended.settled:
                     self._figures.skip(phase, Skip.UNSEEN)
-        known = ended.witnessed and all(uid in self._pods.by_uid for uid in ended.consumers)
+        known = ended.witnessed and not ended.by_group and all(uid in self._pods.by_uid for uid in ended.consumers)
         if ended.evicted_pods:
             ended.outcome = "evicted"
         elif ended.ran:

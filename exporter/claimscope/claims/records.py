@@ -85,9 +85,6 @@ def _transition(condition: Condition | None, arrival_ns: int | None) -> Moment |
     return Moment(arrival_ns, unix_seconds(condition.last_transition_time)) if condition is not None else None
 
 
-DeviceIdentity = tuple[tuple[str, DeviceKey, str | None], ...]
-
-
 @cache
 def _with(settled: frozenset[str], phase: str) -> frozenset[str]:
     """The few sets there are, each kept once for all allocations."""
@@ -105,6 +102,7 @@ class Allocation:
     extended: bool
     made: Moment
     consumers: tuple[str, ...] = ()  # uids of every pod that was entered in reservedFor
+    by_group: bool = False  # reserved for a pod group, which names no pods
     settled: frozenset[str] = frozenset()  # phases that are counted, or shall not be
     ran: bool = False
     evicted_pods: tuple[str, ...] = ()
@@ -112,6 +110,10 @@ class Allocation:
     witnessed: bool = False  # its end was seen happening
     outcome: str | None = None
     lifetime: float | Skip | None = None  # the claim's, where it was deleted before the outcome was known
+
+    def enter(self, uids: Iterable[str]) -> None:
+        """Adds pods that may use the devices, in the order in which they came."""
+        self.consumers += tuple(uid for uid in uids if uid not in self.consumers)
 
     def settle(self, phase: str) -> None:
         """Marks a phase as counted, or as one that shall not be."""
@@ -132,15 +134,16 @@ class Allocation:
             # The scheduler fills an absent allocationTimestamp in at a later reservation (dynamicresources.go,
             # bindClaim), so one that is later than the binding it preceded does not tell of the allocation.
             made = Moment(made.arrival_ns, None)
-        needed = self._needed(lead, namers)
-        started = lead.first_start(self.claim.name)
-        found: dict[str, Ends] = {Phase.SCHEDULING.value: (needed, made)}
-        if _made_for(lead, made):
-            found[Phase.BINDING.value] = (made, lead.bound)
-            found[Phase.PREPARE.value] = (lead.bound, lead.prepared)
-            found[Phase.START.value] = (lead.prepared, started)
-            found[READY] = (needed, started)
-        return found
+        if not _made_for(lead, made):
+            return {Phase.SCHEDULING.value: (None, made)}
+        needed, started = self._needed(lead, namers), lead.first_start(self.claim.name)
+        return {
+            Phase.SCHEDULING.value: (needed, made),
+            Phase.BINDING.value: (made, lead.bound),
+            Phase.PREPARE.value: (lead.bound, lead.prepared),
+            Phase.START.value: (lead.prepared, started),
+            READY: (needed, started),
+        }
 
     def _needed(self, lead: PodRecord, namers: Iterable[PodRecord]) -> Moment:
         """The later of the claim's creation and that of the first pod that names it."""
@@ -159,7 +162,7 @@ def _made_for(lead: PodRecord, made: Moment) -> bool:
     return made.stamp is None or lead.created.stamp is None or lead.created.stamp <= made.stamp + 1
 
 
-def identity_of(claim: ResourceClaim) -> DeviceIdentity:
+def identity_of(claim: ResourceClaim) -> tuple[tuple[str, DeviceKey, str | None], ...]:
     """Which devices a claim is allocated: another answer is another allocation."""
     allocation = claim.status.allocation
     return tuple(

@@ -120,7 +120,8 @@ class _Shape:
     demand: Demand
     options: tuple[Option, ...]
     drivers: tuple[str, ...]
-    kind_of_pool: dict[PoolKey, tuple[object, int]] = field(default_factory=dict)  # the state it was told from
+    kind_of_pool: dict[PoolKey, int] = field(default_factory=dict)
+    told: int = -1  # how much of the log of changes it has seen
     numbers: dict[object, int] = field(default_factory=dict)  # of kinds
     kinds: list[_Kind] = field(default_factory=list)
     open: dict[PoolKey, _Column] = field(default_factory=dict)  # pools with unknown verdicts
@@ -140,7 +141,9 @@ class Shortages:
         self._revision = -1
         self._classes_revision = -1
         self._seen: dict[PoolKey, int] = {}
-        self._states: dict[PoolKey, tuple[object, ...]] = {}
+        self._states: dict[PoolKey, tuple[Pool, tuple[object, ...]]] = {}
+        self._log: list[PoolKey] = []  # pools in the order in which they changed
+        self._log_began = 0  # how many older entries were dropped
         self._home: dict[PoolKey, str] = {}  # the one node that a pool serves
         self._local: dict[str, set[PoolKey]] = {}
         self._wide: set[PoolKey] = set()  # pools that serve several nodes
@@ -161,6 +164,9 @@ class Shortages:
         if cluster.revision == self._revision:
             return
         self._revision = cluster.revision
+        if len(self._log) > 100_000:
+            self._log_began += len(self._log)
+            self._log.clear()
         for key, revision in cluster.pool_revisions.items():
             if self._seen.get(key) != revision:
                 self._seen[key] = revision
@@ -175,11 +181,14 @@ class Shortages:
         self._wide.discard(key)
         pool = cluster.pools.get(key)
         if pool is None:
-            self._states.pop(key, None)
+            if self._states.pop(key, None) is not None:
+                self._log.append(key)
             return
         state = _state(cluster, pool)
-        if self._states.get(key) != state:
-            self._states[key] = state
+        known = self._states.get(key)
+        if known is None or known[0] is not pool or known[1] != state:
+            self._states[key] = (pool, state)
+            self._log.append(key)
         nodes = {facts.node for facts in pool.devices}
         home = nodes.pop() if len(nodes) == 1 else None
         if home is not None:
@@ -207,11 +216,14 @@ class Shortages:
     # --- one demand, all pools ---
 
     def _update(self, cluster: Cluster, matching: Matching, shape: _Shape) -> bool:
-        changed = {key for key in shape.kind_of_pool if key not in self._states}
+        known = shape.kind_of_pool
+        if shape.told < self._log_began:
+            changed = {*self._states, *known}
+        else:
+            changed = set(self._log[shape.told - self._log_began:])
+        shape.told = self._log_began + len(self._log)
         if _clearer(matching, shape):
             changed |= set(shape.open)
-        known = shape.kind_of_pool
-        changed.update(key for key, state in self._states.items() if key not in known or known[key][0] is not state)
         labels_moved = bool(self._wide) and shape.wide_labels != cluster.node_labels_version
         shape.wide_labels = cluster.node_labels_version
         if not changed and not labels_moved:
@@ -221,7 +233,7 @@ class Shortages:
             shape.numbers.clear()
             shape.stages.clear()
             shape.group_of_node.clear()
-            changed = set(self._states)
+            changed = {*self._states, *known}
         everywhere = labels_moved or not changed.isdisjoint(self._wide)
         touched: set[str] = set()
         for key in changed:
@@ -231,7 +243,7 @@ class Shortages:
                 everywhere = True
             state = self._states.get(key)
             if state is not None:
-                known[key] = (state, self._kind(cluster, matching, shape, cluster.pools[key], state))
+                known[key] = self._kind(cluster, matching, shape, *state)
             if key in self._home:
                 touched.add(self._home[key])
         if everywhere:
@@ -308,12 +320,12 @@ class Shortages:
             shape.group_of_node.pop(node, None)
             return
         if len(pools) == 1 and not wide:
-            group = next(shape.kind_of_pool[key][1] for key in pools)
+            group = next(shape.kind_of_pool[key] for key in pools)
         elif shape.demand.rules:
             group = node  # attributes are compared across pools, so no two nodes are surely alike
             shape.stages.pop(node, None)
         else:
-            local = frozenset(Counter([shape.kind_of_pool[key][1] for key in pools]).items())
+            local = frozenset(Counter([shape.kind_of_pool[key] for key in pools]).items())
             usable = frozenset(
                 facts.key for key in self._wide for facts in cluster.pools[key].devices
                 if cluster.usable_on(facts, node)
@@ -358,7 +370,7 @@ class Shortages:
     # --- the answer ---
 
     def _answer(self, cluster: Cluster, matching: Matching, shape: _Shape) -> Shortage:
-        pools = Counter([number for _, number in shape.kind_of_pool.values()])
+        pools = Counter(shape.kind_of_pool.values())
         kinds = [(shape.kinds[number], times) for number, times in pools.items()]
         tally = Tally(*(
             sum(kind.tally[place] * times for kind, times in kinds) for place in range(len(Tally._fields))
@@ -405,7 +417,7 @@ class Shortages:
         for node in nodes:
             group = shape.group_of_node[node]
             if group not in tallies:
-                own = [shape.kinds[shape.kind_of_pool[key][1]].tally for key in self._local.get(node, ())]
+                own = [shape.kinds[shape.kind_of_pool[key]].tally for key in self._local.get(node, ())]
                 tallies[group] = (sum(each.usable for each in own), sum(each.match for each in own))
         best = heapq.nsmallest(
             CLOSEST_SHOWN,
@@ -425,7 +437,7 @@ class Shortages:
         first = [key for node in nodes for key in sorted(self._local.get(node, ()))]
         found: list[tuple[str, str]] = []
         for key in dict.fromkeys((*first, *shape.kind_of_pool)):
-            if not shape.kinds[shape.kind_of_pool[key][1]].tally.in_use:
+            if not shape.kinds[shape.kind_of_pool[key]].tally.in_use:
                 continue
             stock = stock_of(cluster, cluster.pools[key])
             for each in self._candidates(cluster, matching, shape, stock, (_MATCH,), None):

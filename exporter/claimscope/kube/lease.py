@@ -160,6 +160,7 @@ class LeaderElection:
         self._found: _Found | None = None
         self._observed = _NO_SPEC  # as of the last change that was seen
         self._observed_ns = 0
+        self._missing_ns: int | None = None  # since when the lease is known not to be there
         self._renewed_ns: int | None = None  # start of the last renewal that succeeded; None: does not lead
         self._taken = LeaseSeen()
         self._changes = 0
@@ -221,10 +222,10 @@ class LeaderElection:
 
     def _lost(self) -> None:
         self._renewed_ns = None
-        if self.holder in (None, self._identity):
+        if self.holder == self._identity:
             log.warning("not leading any more: the lease could not be renewed in %.0f s", self._deadline_seconds)
         else:
-            log.warning("not leading any more: the lease is held by %s", self.holder)
+            log.warning("not leading any more: the lease is held by %s", self.holder or "nobody")
 
     async def _renew(self) -> None:
         """Returns when the lease is lost."""
@@ -257,6 +258,7 @@ class LeaderElection:
 
     def _failed(self, error: ApiError) -> None:
         self._found = None  # what was known may be out of date: read it before the next attempt
+        self._missing_ns = None  # it may have been there meanwhile
         self._troubles.happened(error)
 
     async def _take_or_renew(self) -> bool:
@@ -264,8 +266,8 @@ class LeaderElection:
         if found is None or self._renewed_ns is None:
             found = await self._object.read()
             self._observe(found)
-        if found is None:  # nobody led yet, or the lease was deleted; then its holder still leads, and makes it again
-            if self._renewed_ns is None and self._held_by_another(self._observed):
+        if found is None:
+            if not self.is_leader and self._deleted_under_another():
                 return False
             self._taken_over(self._observed)
             self._observe(await self._object.create(self._spec(None), {}))
@@ -287,9 +289,14 @@ class LeaderElection:
 
     def _observe(self, found: _Found | None) -> None:
         self._found = found
-        if found is None or found.lease.spec == self._observed:
+        if found is None:
+            if self._missing_ns is None:
+                self._missing_ns = self._clock.monotonic_ns()
             return
+        self._missing_ns = None
         spec = found.lease.spec
+        if spec == self._observed:
+            return
         if spec.holder_identity not in (self._observed.holder_identity, self._identity):
             log.info("the lease %s is held by %s", self._object.path, spec.holder_identity or "nobody")
         self._observed, self._observed_ns = spec, self._clock.monotonic_ns()
@@ -297,8 +304,17 @@ class LeaderElection:
     def _held_by_another(self, spec: LeaseSpec) -> bool:
         if not spec.holder_identity or spec.holder_identity == self._identity:
             return False
-        lasts = spec.lease_duration_seconds or self._lease_seconds
-        return (self._clock.monotonic_ns() - self._observed_ns) / 1e9 < lasts
+        return self._lasts(spec, self._observed_ns)
+
+    def _deleted_under_another(self) -> bool:
+        """True while somebody may lead whose lease was deleted: it makes it again, or has stopped in due time."""
+        if not self._observed.holder_identity or self._missing_ns is None:
+            return False
+        return self._lasts(self._observed, self._missing_ns)
+
+    def _lasts(self, spec: LeaseSpec, since_ns: int) -> bool:
+        seconds = spec.lease_duration_seconds or self._lease_seconds
+        return (self._clock.monotonic_ns() - since_ns) / 1e9 < seconds
 
     def _spec(self, before: LeaseSpec | None) -> dict[str, Any]:
         now = micro_time(self._clock.wall_ns())

@@ -188,7 +188,6 @@ class ListWatch(Generic[T]):
             if self._first_list is not FirstList.STREAMED:
                 await self._list()
         heard = await self._watch()
-        self._gone = False
         self._status.last_heard_wall = self._clock.wall_ns() / 1e9
         if heard or self._clock.monotonic_ns() - began_ns >= 1_000_000_000:
             self._progress()
@@ -285,6 +284,7 @@ class ListWatch(Generic[T]):
                 heard = True
                 self._status.last_heard_wall = self._clock.wall_ns() / 1e9
                 if self._initial is None:
+                    self._gone = False
                     self._progress()
         if self._initial is not None:
             raise _WatchError(ApiReason.FAILED, f"the watch on {self._path} ended before it had brought the whole list")

@@ -314,7 +314,7 @@ class ClusterState:
         released = run.end + min(_AFTER_SECONDS, spare)
         labels, owners = _workload(run.plan, name)
         claims = tuple(
-            self._world_claim(world, run.plan, claim, pod, index, (created, allocated, released))
+            self._world_claim(world, run, claim, pod, index, (created, allocated, released))
             for index, claim in enumerate(claim for container in pod.containers for claim in container.claims)
         )
         limits = {
@@ -327,11 +327,11 @@ class ClusterState:
         )
 
     def _world_claim(
-        self, world: World, plan: PodPlan, claim: SimClaim, pod: SimPod, index: int,
+        self, world: World, run: _Run, claim: SimClaim, pod: SimPod, index: int,
         moments: tuple[float, float, float],
     ) -> ClaimScript:
         created, allocated, released = moments
-        planned = next(each for each in plan.claims if claim.name.startswith(each.name))
+        planned = next(each for each in run.plan.claims if claim.name in (each.name, f"{each.name}-{run.number}"))
         mig = "-mig-" in claim.devices[0]
         results = []
         for place, device in enumerate(claim.devices):

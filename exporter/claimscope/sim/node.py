@@ -82,13 +82,15 @@ class SimulatedNode:
 
 @contextlib.asynccontextmanager
 async def running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
-    """Runs something beside the body, and ends it with the body."""
+    """Runs something beside the body, and ends it with the body; what it failed of is raised then."""
     task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 @contextlib.asynccontextmanager

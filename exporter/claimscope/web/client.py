@@ -22,10 +22,17 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str
 
 
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
 async def explanation(controller_url: str, namespace: str, name: str) -> Explanation:
     """What a controller explains of a claim; raises ClientError."""
-    parts = urlsplit(controller_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if not _is_base_url(controller_url):
         raise ClientError(f"--controller: `{controller_url}` is not http://HOST:PORT")
     url = f"{controller_url.rstrip('/')}/api/v1/claims/{quote(namespace, safe='')}/{quote(name, safe='')}"
     try:
@@ -38,7 +45,7 @@ async def explanation(controller_url: str, namespace: str, name: str) -> Explana
         reason = str(error) or "no answer in time"
         raise ClientError(f"no controller answers at {controller_url}: {reason}; check --controller") from error
     try:
-        if status == 200:
+        if status in (200, 404):  # of a name that no claim has there is something to say as well
             return msgspec.json.decode(body, type=Explanation)
         raise ClientError(msgspec.json.decode(body, type=_Refusal).error)
     except msgspec.DecodeError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from claimscope.claims.model import ClaimState
 from claimscope.export.cluster import ClusterCollector, ClusterExposition, ClusterText
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.typedefs import Middleware
 
+    from claimscope.claims.explain import Explanation
     from claimscope.claims.model import ClaimView, ClusterSnapshot, Wait
+
+    Explain: TypeAlias = Callable[[str, str], Explanation | Awaitable[Explanation | None] | None]
 
 WEB_FAMILIES: Final = tuple(controller.PREFIX + name for name in WEB_NAMES)
 LIST_LIMIT: Final = 500  # claims and waits in one answer where nothing else is asked for
@@ -178,7 +181,7 @@ class _ClusterSite(Site):
 
     def __init__(
         self, *, snapshot: Callable[[], ClusterSnapshot | None], collector: ClusterCollector,
-        readiness: Callable[[], Readiness], explain: Callable[[str, str], Any], leader: Callable[[], str | None],
+        readiness: Callable[[], Readiness], explain: Explain, leader: Callable[[], str | None],
         counters: WebCounters, version: str, max_scrapes: int, send_seconds: float,
     ) -> None:
         super().__init__(
@@ -251,11 +254,9 @@ class _ClusterSite(Site):
                 found = await found
             if found is None:
                 raise Nothing(_READING)
-            return in_json(found)
+            return in_json(found, status=200 if found.exists else 404)
         except Nothing as error:
             return in_json({"error": str(error)}, status=503)
-        except LookupError as error:
-            return in_json({"error": str(error.args[0]) if error.args else "no such claim"}, status=404)
 
     async def serve_page(self, request: web.Request) -> web.Response:
         snapshot = self.snapshot()
@@ -274,7 +275,7 @@ def make_cluster_application(
     snapshot: Callable[[], ClusterSnapshot | None],
     collector: ClusterCollector,
     readiness: Callable[[], Readiness],
-    explain: Callable[[str, str], object | Awaitable[object]],
+    explain: Explain,
     version: str,
     leader: Callable[[], str | None] = lambda: None,
     counters: WebCounters | None = None,
@@ -284,9 +285,8 @@ def make_cluster_application(
 ) -> web.Application:
     """The controller's web application; nothing that it asks may wait, but `explain` may answer with an awaitable.
 
-    `explain` takes namespace and name of a claim and raises LookupError, with a line for people, where there is none;
-    None stands for a cluster that is still being read;
-    `leader` names the replica that leads, as far as it is known.
+    `explain` takes namespace and name of a claim; None stands for a cluster that is still being read. `leader` names
+    the replica that leads, as far as it is known.
     """
     site = _ClusterSite(
         snapshot=snapshot,
