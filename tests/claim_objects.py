@@ -50,7 +50,9 @@ def device(name: str, capacity: dict[str, Any] | None = None, taints: Any = None
     return spec
 
 
-def pool(node: str, *devices: dict[str, Any], driver: str = GPU, count: int = 1, counters: Any = None) -> dict[str, Any]:
+def pool(
+    node: str, *devices: dict[str, Any], driver: str = GPU, count: int = 1, counters: Any = None
+) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "driver": driver, "nodeName": node, "devices": list(devices),
         "pool": {"name": node, "generation": 1, "resourceSliceCount": count},
@@ -64,7 +66,7 @@ def device_class(name: str = GPU, expression: str = IS_GPU) -> dict[str, Any]:
     return {"metadata": meta(name), "spec": {"selectors": [{"cel": {"expression": expression}}]}}
 
 
-def request(name: str = "gpu", count: int = 1, selector: str | None = None, **more: Any) -> dict[str, Any]:
+def request(name: str = "gpu", count: int | None = 1, selector: str | None = None, **more: Any) -> dict[str, Any]:
     exactly: dict[str, Any] = {"deviceClassName": GPU, "allocationMode": "ExactCount", "count": count, **more}
     if selector is not None:
         exactly["selectors"] = [{"cel": {"expression": selector}}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from claim_objects import (
     CREATED_WALL,
     GPU,
@@ -19,7 +20,6 @@ from claim_objects import (
     request,
     rule,
 )
-
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.explain import duration_words, explain, explain_document, words
 from claimscope.claims.selectors import Selectors
@@ -35,7 +35,8 @@ def selectors() -> Selectors:
 def cluster() -> Cluster:
     running = pod("trainer", "busy", node="n1")
     running["status"]["phase"] = "Running"
-    running["status"]["containerStatuses"] = [{"name": "main", "state": {"running": {"startedAt": "2026-11-21T11:00:05Z"}}}]
+    state = {"running": {"startedAt": "2026-11-21T11:00:05Z"}}
+    running["status"]["containerStatuses"] = [{"name": "main", "state": state}]
     return cluster_of(
         deviceclasses=[device_class()],
         resourceslices=[pool("n1", device("g0", attributes={"uuid": "GPU-0"}), device("g1"))],
@@ -110,7 +111,8 @@ quota:
                  "this is not a fault", ""),
         ("forgotten", "claim team/forgotten has devices, and no pod has reserved it",
          "nobody uses these devices: delete the claim, or find out who forgot it"),
-        ("wating", "claim team/wating does not exist", "create ResourceClaim wating in namespace team, or correct the pod"),
+        ("wating", "claim team/wating does not exist",
+         "create ResourceClaim wating in namespace team, or correct the pod"),
         ("stuck", "claim team/stuck does not exist; a pod of this name does",
          "wait for claims to be released, delete some that are idle, or add nodes"),
         ("nothing-alike-at-all", "claim team/nothing-alike-at-all does not exist",

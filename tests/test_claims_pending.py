@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from claim_objects import (
     CREATED_WALL,
     GPU,
@@ -22,12 +23,11 @@ from claim_objects import (
     rule,
     spec,
 )
-from recorded_cluster import START, lists, until
-
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.model import DeviceFacts, Diagnosis, PendingReason, Wait
 from claimscope.claims.pending import CHECKS, Waiting
 from claimscope.claims.selectors import Match, Selectors, Verdict
+from recorded_cluster import START, lists, until
 
 LATER = CREATED_WALL + 3600
 GPUS = pool("n1", device("g0"), device("g1"))
@@ -106,7 +106,8 @@ CASES: list[Case] = [
      "needs 3 devices of gpu.nvidia.com on one node: 3 exist, 3 match, 3 are free; no node has more than 2 that match"),
     ("devices_in_use", {"claims": [*FULL, claim("w")]},
      "needs 1 device of gpu.nvidia.com on one node: 2 exist, 2 match, 2 are in use"),
-    ("fragmented", {"claims": [allocated("a", ("n1", "g0")), allocated("b", ("n2", "g1")), claim("w", request(count=2))],
+    ("fragmented", {"claims": [allocated("a", ("n1", "g0")), allocated("b", ("n2", "g1")),
+                               claim("w", request(count=2))],
                     "resourceslices": [GPUS, pool("n2", device("g0"), device("g1"))]},
      "needs 2 devices of gpu.nvidia.com on one node: 4 exist, 4 match, 2 are in use, 2 are free; "
      "no node has more than 1"),
@@ -255,10 +256,10 @@ class Unsure:
     def __init__(self) -> None:
         self.verdict = Match(Verdict.UNKNOWN, "not evaluated yet")
 
-    def match(self, expression: str, device: DeviceFacts) -> Match:  # noqa: ARG002
+    def match(self, expression: str, device: DeviceFacts) -> Match:
         return self.verdict
 
-    def matches_all(self, expressions: Any, device: DeviceFacts) -> Match:  # noqa: ARG002
+    def matches_all(self, expressions: Any, device: DeviceFacts) -> Match:
         return self.verdict
 
 

@@ -13,7 +13,6 @@ import msgspec
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from test_sim_cluster import REASONS
 
 from claimscope import demo
 from claimscope.agent import run as run_agent
@@ -24,6 +23,7 @@ from claimscope.model import Device, Entity, Inventory, Snapshot, Window
 from claimscope.node import device_entries
 from claimscope.sim.apikinds import LEASES
 from claimscope.sim.cluster import SimulatedCluster
+from simulated_reasons import REASONS
 
 
 def test_prometheus_scrapes_every_agent_and_the_controller() -> None:

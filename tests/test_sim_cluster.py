@@ -31,6 +31,7 @@ from claimscope.sim.load import churn, generate
 from claimscope.sim.objects import ClaimScript, Object, PodScript, cel, request
 from claimscope.sim.scenario import ScenarioError, decode_scenario
 from claimscope.sim.scheduler import Scheduler, SchedulerCannotDecideError
+from simulated_reasons import REASONS
 
 ORIGIN = 1_800_000_000.0
 TYPES: Mapping[str, type[Any]] = {
@@ -43,35 +44,6 @@ TYPES: Mapping[str, type[Any]] = {
     "nodes": objects.Node,
     "resourcequotas": objects.ResourceQuota,
     "events": objects.Event,
-}
-
-# What each pod that waits must be told, whoever is asked.
-REASONS = {
-    "limited/over-quota": PendingReason.QUOTA,
-    "team-a/admission-denied": PendingReason.ADMISSION,
-    "team-a/allocated-elsewhere": PendingReason.ALLOCATED_ELSEWHERE,
-    "team-a/capacity-exhausted": PendingReason.CAPACITY_EXHAUSTED,
-    "team-a/claim-deleting": PendingReason.CLAIM_DELETING,
-    "team-a/claim-missing": PendingReason.CLAIM_MISSING,
-    "team-a/claim-not-created": PendingReason.CLAIM_NOT_CREATED,
-    "team-a/class-missing": PendingReason.CLASS_MISSING,
-    "team-a/constraint": PendingReason.CONSTRAINT,
-    "team-a/counters-exhausted": PendingReason.COUNTERS_EXHAUSTED,
-    "team-a/devices-in-use": PendingReason.DEVICES_IN_USE,
-    "team-a/fabric": PendingReason.BINDING_CONDITIONS,
-    "team-a/fragmented": PendingReason.FRAGMENTED,
-    "team-a/gated": PendingReason.GATED,
-    "team-a/no-driver": PendingReason.NO_DRIVER,
-    "team-a/no-matching-device": PendingReason.NO_MATCHING_DEVICE,
-    "team-a/other-scheduling": PendingReason.OTHER_SCHEDULING,
-    "team-a/pool-incomplete": PendingReason.POOL_INCOMPLETE,
-    "team-a/prepare-failed": PendingReason.PREPARE_FAILED,
-    "team-a/scheduler-timeout": PendingReason.SCHEDULER_TIMEOUT,
-    "team-a/selector-error": PendingReason.SELECTOR_ERROR,
-    "team-a/tainted": PendingReason.TAINTED,
-    "team-a/template-missing": PendingReason.TEMPLATE_MISSING,
-    "team-a/too-many-devices": PendingReason.TOO_MANY_DEVICES,
-    "team-a/wrong-owner": PendingReason.WRONG_OWNER,
 }
 
 
@@ -277,6 +249,15 @@ def _applied(cluster: Cluster, kind: WatchedKind, found: Mapping[ObjectKey, Obje
     changes = [change for obj in gone for change in cluster.apply(kind.name, obj, present=False)]
     new = [obj for obj in items if table.get((obj.metadata.namespace, obj.metadata.name)) != obj]
     return changes + [change for obj in new for change in cluster.apply(kind.name, obj, present=True)]
+
+
+def test_a_rule_comes_over_the_device_of_the_nightly_job_and_goes_again(state: ClusterState) -> None:
+    held = allocations(state.objects(70.0))["resourceclaims", "team-b", "nightly-gpu"]
+    assert [(each["driver"], each["pool"], each["device"]) for each in held] == [
+        ("gpu.example.com", "example-node-1", "small-2")
+    ]
+    shown = {at: ("devicetaintrules", "", "overheated") in state.objects(at) for at in (29.0, 31.0, 89.0, 91.0, 151.0)}
+    assert shown == {29.0: False, 31.0: True, 89.0: True, 91.0: False, 151.0: True}
 
 
 def test_two_nodes_of_one_profile_share_no_name_and_no_uuid() -> None:

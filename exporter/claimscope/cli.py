@@ -172,9 +172,9 @@ def controller(config_file: str | None, **flags: str | None) -> None:
 
 @cli.command()
 @click.option(
-    "--profile", default="h100x8", show_default=True, metavar="|".join(config.PROFILES), help="Node to simulate."
+    "--profile", default="h100x8", show_default=True, metavar="|".join(config.PROFILES), help="First of three nodes."
 )
-@click.option("--scenario", metavar="FILE", help="YAML file of what happens to its GPUs.")
+@click.option("--scenario", metavar="FILE", help="YAML file of what happens to that node's GPUs.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop by itself after so long.")
 def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
     """Run a simulated cluster with agents and controller, and Prometheus where there is one, until Ctrl-C."""

@@ -48,6 +48,8 @@ class ControllerError(Exception):
 
 async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     """Runs the controller until it is cancelled; raises ControllerError where it cannot start."""
+    # Nearly everything kept here is free of cycles; looking for some among millions of objects takes longer than work.
+    gc.set_threshold(50_000, 20, 100)
     clock = SystemClock()
     api = ApiClient(_access(config, environ, clock))
     controller = _Controller(config=config, api=api, clock=clock)

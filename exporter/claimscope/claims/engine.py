@@ -82,7 +82,7 @@ class Engine:
     _publish_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.lifecycle = Lifecycle(count_since_wall=self.count_since_wall)
+        self.lifecycle = Lifecycle(count_since_wall=self.count_since_wall, start_ns=self.clock.wall_ns())
         self.violations = Violations(count_since_wall=self.count_since_wall)
         cluster, selectors = self.cluster, self.selectors
         waiting, capacity, migration, drift = Waiting(), Capacity(), Migration(), Drift()

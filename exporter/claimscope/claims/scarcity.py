@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from claimscope.claims.causes import Question, count, unknown
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.fitting import Demand, Option, Stage
+from claimscope.claims.demand import Demand, Option
+from claimscope.claims.fitting import Stage
 from claimscope.claims.model import Diagnosis, Key, PendingReason
 from claimscope.claims.selectors import cure as selector_cure
 from claimscope.claims.shortage import Shortage, Tally
@@ -213,7 +214,7 @@ def _no_match(shortage: Shortage) -> tuple[PendingReason, str]:
 
 
 def _taint_cure(shortage: Shortage) -> str:
-    rules = sorted({taint.rule for taint, _ in shortage.taints if taint.rule is not None})
+    rules = sorted({taint.rule for taint, _ in shortage.taints if taint.rule})
     if rules:
         return f"delete DeviceTaintRule {', '.join(rules[:5])} once the devices may be used again, or tolerate it"
     return "the driver tainted these devices: repair them, or tolerate the taint in the claim"
@@ -251,7 +252,7 @@ def _evidence(cluster: Cluster, shortage: Shortage) -> list[str]:
         lines.append(f"and {count(more, 'more device')} in use")
     for taint, devices in shortage.taints[:10]:
         value = f"={taint.value}" if taint.value else ""
-        source = f"DeviceTaintRule {taint.rule}" if taint.rule is not None else "the driver"
+        source = f"DeviceTaintRule {taint.rule}" if taint.rule else "the driver"
         lines.append(f"taint {taint.key}{value}:{taint.effect} of {source} on {count(devices, 'free device')}")
     if shortage.tally.errors:
         lines.append(f"a selector fails on {count(shortage.tally.errors, 'device')}: {shortage.error}")

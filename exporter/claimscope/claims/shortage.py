@@ -7,34 +7,32 @@ of pending claims on ten thousand nodes cost little; only pools that changed are
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import msgspec
 
 from claimscope.claims.cluster import Cluster
+from claimscope.claims.demand import Demand, Option, Rule, demand_of
 from claimscope.claims.fitting import (
     Candidate,
     CounterKey,
-    Demand,
     Matching,
-    Option,
-    Rule,
     SearchTooLong,
     Stage,
     Stock,
     Stocked,
     candidate,
     capacity_taken,
-    demand_of,
     rule_value,
     stage_of,
     stock_of,
 )
-from claimscope.claims.model import DeviceFacts, Pool, PoolKey, StandingTaint
+from claimscope.claims.model import DeviceFacts, Pool, PoolKey
 from claimscope.claims.quantity import Quantity
 from claimscope.claims.selectors import Verdict
 from claimscope.claims.taints import tolerates
@@ -56,6 +54,15 @@ class Tally(NamedTuple):
     usable: int = 0  # the rest
     errors: int = 0
     unknown: int = 0
+
+
+class Obstacle(NamedTuple):
+    """A taint, wherever it stands."""
+
+    key: str
+    value: str
+    effect: str
+    rule: str  # "": the driver set it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +91,7 @@ class Shortage:
     error: str = ""  # what a selector says on `tally.errors` devices
     error_selector: str = ""
     unknown: str = ""
-    taints: tuple[tuple[StandingTaint, int], ...] = ()  # in the way, and on how many matching devices that are free
+    taints: tuple[tuple[Obstacle, int], ...] = ()  # in the way, and on how many matching devices that are free
     holders: tuple[tuple[str, str], ...] = ()  # (device, claim) of devices that match, the closest node's first
 
 
@@ -104,13 +111,20 @@ class _Column:
     unclear: DeviceFacts | None = None  # the device of `unknown`
 
 
+class _Move(NamedTuple):
+    """A pool that changed."""
+
+    pool: PoolKey
+    left: str | None  # the one node that it served before
+    wide: bool  # it served several
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """Pools that a demand cannot tell apart."""
 
     tally: Tally
     error: Trouble | None
-    example: PoolKey
 
 
 @dataclass(slots=True)
@@ -142,11 +156,12 @@ class Shortages:
         self._classes_revision = -1
         self._seen: dict[PoolKey, int] = {}
         self._states: dict[PoolKey, tuple[Pool, tuple[object, ...]]] = {}
-        self._log: list[PoolKey] = []  # pools in the order in which they changed
+        self._log: list[_Move] = []
         self._log_began = 0  # how many older entries were dropped
         self._home: dict[PoolKey, str] = {}  # the one node that a pool serves
         self._local: dict[str, set[PoolKey]] = {}
         self._wide: set[PoolKey] = set()  # pools that serve several nodes
+        self._barred: set[PoolKey] = set()  # pools that serve nobody: incomplete or contradictory
         self._columns: dict[str, dict[PoolKey, tuple[Pool, _Column]]] = {}
         self._shapes: dict[bytes, _Shape] = {}
 
@@ -178,17 +193,21 @@ class Shortages:
             self._local[home].discard(key)
             if not self._local[home]:
                 del self._local[home]
+        move = _Move(key, home, key in self._wide)
         self._wide.discard(key)
+        self._barred.discard(key)
         pool = cluster.pools.get(key)
         if pool is None:
             if self._states.pop(key, None) is not None:
-                self._log.append(key)
+                self._log.append(move)
             return
+        if not pool.complete or pool.problem is not None:
+            self._barred.add(key)
         state = _state(cluster, pool)
         known = self._states.get(key)
         if known is None or known[0] is not pool or known[1] != state:
             self._states[key] = (pool, state)
-            self._log.append(key)
+            self._log.append(move)
         nodes = {facts.node for facts in pool.devices}
         home = nodes.pop() if len(nodes) == 1 else None
         if home is not None:
@@ -217,10 +236,14 @@ class Shortages:
 
     def _update(self, cluster: Cluster, matching: Matching, shape: _Shape) -> bool:
         known = shape.kind_of_pool
+        moves: Sequence[_Move] = ()
         if shape.told < self._log_began:
             changed = {*self._states, *known}
+            shape.group_of_node.clear()
+            shape.stages.clear()
         else:
-            changed = set(self._log[shape.told - self._log_began:])
+            moves = self._log[shape.told - self._log_began:]
+            changed = {move.pool for move in moves}
         shape.told = self._log_began + len(self._log)
         if _clearer(matching, shape):
             changed |= set(shape.open)
@@ -234,13 +257,11 @@ class Shortages:
             shape.stages.clear()
             shape.group_of_node.clear()
             changed = {*self._states, *known}
-        everywhere = labels_moved or not changed.isdisjoint(self._wide)
-        touched: set[str] = set()
+        everywhere = labels_moved or not changed.isdisjoint(self._wide) or any(move.wide for move in moves)
+        touched = {move.left for move in moves if move.left is not None}
         for key in changed:
             shape.open.pop(key, None)
-            was = known.pop(key, None)
-            if was is not None and key not in self._home:
-                everywhere = True
+            known.pop(key, None)
             state = self._states.get(key)
             if state is not None:
                 known[key] = self._kind(cluster, matching, shape, *state)
@@ -270,7 +291,7 @@ class Shortages:
         if number is None:
             number = shape.numbers[key] = len(shape.kinds)
             error = next((column.error for column in columns if column.error is not None), None)
-            shape.kinds.append(_Kind(_tally(cluster, shape, pool, codes), error, pool.key))
+            shape.kinds.append(_Kind(_tally(cluster, shape, pool, codes), error))
         return number
 
     def _column(self, matching: Matching, option: Option, pool: Pool) -> _Column:
@@ -385,8 +406,7 @@ class Shortages:
             unknown = "the search for devices was given up, there are too many combinations"
         closest, nodes = self._closest(shape, sure)
         incomplete = tuple(
-            pool for key, pool in cluster.pools.items()
-            if not (pool.complete and pool.problem is None) and (not shape.drivers or key.driver in shape.drivers)
+            cluster.pools[key] for key in sorted(self._barred) if not shape.drivers or key.driver in shape.drivers
         )
         error = next((kind.error for kind, _ in kinds if kind.error is not None), ("", ""))
         return Shortage(
@@ -405,7 +425,7 @@ class Shortages:
             error=error[1],
             error_selector=error[0],
             unknown=unknown,
-            taints=self._taints(cluster, matching, shape, pools) if tally.tainted else (),
+            taints=self._taints(cluster, matching, shape) if tally.tainted else (),
             holders=self._holders(cluster, matching, shape, [each.node for each in closest]) if tally.in_use else (),
         )
 
@@ -436,9 +456,12 @@ class Shortages:
     ) -> tuple[tuple[str, str], ...]:
         first = [key for node in nodes for key in sorted(self._local.get(node, ()))]
         found: list[tuple[str, str]] = []
-        for key in dict.fromkeys((*first, *shape.kind_of_pool)):
-            if not shape.kinds[shape.kind_of_pool[key]].tally.in_use:
+        seen: set[PoolKey] = set()
+        busy = {number for number, kind in enumerate(shape.kinds) if kind.tally.in_use}
+        for key in itertools.chain(first, _sorted_late(shape.kind_of_pool)):
+            if shape.kind_of_pool[key] not in busy or key in seen:
                 continue
+            seen.add(key)
             stock = stock_of(cluster, cluster.pools[key])
             for each in self._candidates(cluster, matching, shape, stock, (_MATCH,), None):
                 if each.stocked.held:
@@ -448,22 +471,23 @@ class Shortages:
                 break
         return tuple(found[:HOLDERS_SHOWN])
 
-    def _taints(
-        self, cluster: Cluster, matching: Matching, shape: _Shape, pools: Mapping[int, int]
-    ) -> tuple[tuple[StandingTaint, int], ...]:
-        counts: Counter[tuple[str, str, str, str | None]] = Counter()
-        example: dict[tuple[str, str, str, str | None], StandingTaint] = {}
+    def _taints(self, cluster: Cluster, matching: Matching, shape: _Shape) -> tuple[tuple[Obstacle, int], ...]:
+        pools = Counter(shape.kind_of_pool.values())
+        examples = {number: key for key, number in shape.kind_of_pool.items()}
+        counts: Counter[Obstacle] = Counter()
         for number, times in pools.items():
-            kind = shape.kinds[number]
-            pool = cluster.pools.get(kind.example)
-            if not kind.tally.tainted or pool is None:
+            if not shape.kinds[number].tally.tainted:
                 continue
-            for each in self._candidates(cluster, matching, shape, stock_of(cluster, pool), (_MATCH,), None):
+            stock = stock_of(cluster, cluster.pools[examples[number]])
+            for each in self._candidates(cluster, matching, shape, stock, (_MATCH,), None):
                 for taint in each.stocked.taints if any(each.blocked) and not each.stocked.held else ():
-                    key = (taint.key, taint.value, taint.effect, taint.rule)
-                    counts[key] += times
-                    example.setdefault(key, taint)
-        return tuple((example[key], count) for key, count in counts.most_common())
+                    counts[Obstacle(taint.key, taint.value, taint.effect, taint.rule or "")] += times
+        return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _sorted_late(keys: Iterable[PoolKey]) -> Iterator[PoolKey]:
+    """Sorts when it is first asked, which is seldom."""
+    yield from sorted(keys)
 
 
 def _clearer(matching: Matching, shape: _Shape) -> bool:
@@ -485,20 +509,20 @@ def _and(one: _Column, other: _Column) -> _Column:
 
 def _state(cluster: Cluster, pool: Pool) -> tuple[object, ...]:
     """All that tells two pools apart but their devices' contents: what is held, tainted, drawn and left."""
-    held = bytes([
-        1 if (holdings := cluster.holdings(facts.key)) and not all(each.admin for each in holdings) else 0
-        for facts in pool.devices
-    ])
+    held = bytearray()
+    holdings = cluster.held_devices()
+    plain = not cluster.rules
+    for facts in pool.devices:
+        holders = holdings.get(facts.key)
+        held.append(holders is not None and not all(each.admin for each in holders))
+        plain = plain and not (facts.taints or facts.shared or facts.consumes)
     serves = pool.complete and pool.problem is None
-    plain = not cluster.rules and not any(
-        facts.taints or facts.shared or facts.consumes for facts in pool.devices
-    )
     if plain:
-        return (serves, held)
+        return (serves, bytes(held))
     stock = stock_of(cluster, pool)
     return (
         serves,
-        held,
+        bytes(held),
         tuple(_own_state(stocked) for stocked in stock.devices),
         tuple(sorted((name, counter, str(left)) for (_, name, counter), left in stock.counters.items())),
     )

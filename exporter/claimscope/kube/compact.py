@@ -29,7 +29,8 @@ from claimscope.kube.objects import (
 T = TypeVar("T")
 
 # Of the conditions of a pod: what tells how far it has come, why it waits, and who ended it.
-POD_CONDITIONS: Final = frozenset({"PodScheduled", "PodReadyToStartContainers", "DisruptionTarget", "Ready"})
+POD_CONDITIONS: Final = frozenset({"PodScheduled", "PodReadyToStartContainers", "DisruptionTarget"})
+_UNMET_CONDITIONS: Final = frozenset({"ContainersReady"})  # while unmet, it alone tells since when a container waits
 _MAX_SHARED: Final = 50_000
 
 _intern = sys.intern
@@ -96,8 +97,7 @@ class Sharing:
             status=msgspec.structs.replace(
                 status,
                 phase=_intern(status.phase),
-                conditions=status.conditions
-                and [_condition(each) for each in status.conditions if each.type in POD_CONDITIONS],
+                conditions=status.conditions and [_condition(each) for each in status.conditions if _is_read(each)],
                 container_statuses=status.container_statuses
                 and [_container(each) for each in status.container_statuses],
                 resource_claim_statuses=status.resource_claim_statuses
@@ -158,6 +158,10 @@ def _container(status: ContainerStatus) -> ContainerStatus:
             for each in status.allocated_resources_status
         ],
     )
+
+
+def _is_read(condition: Condition) -> bool:
+    return condition.type in POD_CONDITIONS or (condition.type in _UNMET_CONDITIONS and condition.status != "True")
 
 
 def _condition(condition: Condition) -> Condition:

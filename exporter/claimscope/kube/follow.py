@@ -115,6 +115,7 @@ class KindFollower:
             on_sync=lambda objects: self._on_sync(name, objects),
             on_change=lambda entry, present: self._on_change(name, entry, present),
             keep=None if kind.keeps_everything else kind.keep,
+            compact=None if kind.compact is None else kind.compact(),
             params=kind.params,
             first_list=FirstList.STREAMED,
             status=self._status,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from claimscope.kube import objects
+from claimscope.kube.compact import Sharing
 
 # Extended resources that stand for accelerators. The names are each vendor's device plugin's.
 _ACCELERATORS: Final = re.compile(
@@ -68,6 +69,7 @@ class WatchedKind:
     plural: str
     kind: type[Any]  # the struct it is decoded to
     keep: Callable[[Any], bool] = _anything
+    compact: Callable[[], Callable[[Any], Any]] | None = None  # makes what keeps an object in less memory
     params: dict[str, str] = field(default_factory=dict)  # field and label selectors
     namespace: str | None = None  # only this namespace
     required: bool = True  # False: its absence (not served, 403) does not keep the controller from being ready
@@ -88,7 +90,8 @@ def watched_kinds(own_namespace: str) -> tuple[WatchedKind, ...]:
     return (
         WatchedKind(
             name="resourceclaims", group=resource, versions=RESOURCE_VERSIONS, plural="resourceclaims",
-            kind=objects.ResourceClaim, about="without claims there is nothing to show",
+            kind=objects.ResourceClaim, compact=lambda: Sharing().claim,
+            about="without claims there is nothing to show",
         ),
         WatchedKind(
             name="resourceslices", group=resource, versions=RESOURCE_VERSIONS, plural="resourceslices",
@@ -110,6 +113,7 @@ def watched_kinds(own_namespace: str) -> tuple[WatchedKind, ...]:
         ),
         WatchedKind(
             name="pods", group="", versions=("v1",), plural="pods", kind=objects.Pod, keep=pod_matters,
+            compact=lambda: Sharing().pod,
             about="phases after allocation and what pods wait for are unknown",
         ),
         WatchedKind(

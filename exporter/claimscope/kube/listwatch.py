@@ -138,6 +138,7 @@ class ListWatch(Generic[T]):
         on_error: Callable[[ApiError], None] = _ignore,
         on_undecodable: Callable[[str], None] = _ignore,
         keep: Callable[[T], bool] | None = None,
+        compact: Callable[[T], T] | None = None,
         params: Params | None = None,
         first_list: FirstList = FirstList.CACHED,
         status: WatchStatus | None = None,
@@ -156,6 +157,7 @@ class ListWatch(Generic[T]):
         self._on_error = on_error
         self._on_undecodable = on_undecodable
         self._keep = keep
+        self._compact = compact
         self._kept: set[str] | None = set() if keep is not None else None  # "namespace/name" of what `keep` let pass
         self._params = dict(params or {})
         self._first_list = first_list
@@ -244,7 +246,8 @@ class ListWatch(Generic[T]):
         return self._wanted(objects), raw.metadata
 
     def _wanted(self, objects: list[T]) -> list[T]:
-        return objects if self._keep is None else [entry for entry in objects if self._keep(entry)]
+        kept = objects if self._keep is None else [entry for entry in objects if self._keep(entry)]
+        return kept if self._compact is None else [self._compact(entry) for entry in kept]
 
     def _synced(self, objects: list[T], version: str) -> None:
         self._version, self._initial = version, None
@@ -305,6 +308,8 @@ class ListWatch(Generic[T]):
 
     def _apply(self, entry: T, change: str) -> None:
         present = change != "DELETED" and (self._keep is None or self._keep(entry))
+        if present and self._compact is not None:
+            entry = self._compact(entry)
         if self._initial is not None:
             if present:
                 self._initial[_name(entry)] = entry

@@ -100,6 +100,8 @@ class ClusterState:
         for world in self._worlds:
             for published in world.slices(t_seconds=at):
                 found[_key("resourceslices", published)] = _dated(published, self._origin - HOUR)
+        for rule in self._passing_rule(at):
+            found[_key("devicetaintrules", rule)] = rule
         pods = [*self._pods, *self._world_pods(at), *self._nightly_pod(at)]
         claims = {(claim.namespace, claim.name): claim for claim in self._claims}
         users: dict[tuple[str, str], list[PodScript]] = {}
@@ -140,15 +142,8 @@ class ClusterState:
                 )
         for name, expression, extended in stories.CLASSES:
             yield "deviceclasses", class_object(name, expression, origin=origin, extended=extended)
-        for name, selector, key, value, effect in stories.RULES:
-            yield "devicetaintrules", {
-                "metadata": metadata("DeviceTaintRule", name, created=origin - 2 * HOUR),
-                "spec": {
-                    "deviceSelector": dict(selector),
-                    "taint": {"key": key, "value": value, "effect": effect, "timeAdded": stamp(origin - 2 * HOUR)},
-                },
-                "status": {"conditions": []},
-            }
+        for rule in stories.RULES:
+            yield "devicetaintrules", self._rule(rule, -2 * HOUR)
         namespace, resource, hard, used = stories.QUOTA
         yield "resourcequotas", {
             "metadata": metadata("ResourceQuota", "gpu-quota", namespace, created=origin - 48 * HOUR),
@@ -164,6 +159,24 @@ class ClusterState:
                 "metadata": metadata("Namespace", namespace, created=origin - 30 * 24 * HOUR, labels=labels),
                 "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
             }
+
+    def _rule(self, rule: stories.Rule, since: float) -> Object:
+        name, selector, key, value, effect = rule
+        when = self._origin + since
+        return {
+            "metadata": metadata("DeviceTaintRule", name, created=when),
+            "spec": {
+                "deviceSelector": dict(selector),
+                "taint": {"key": key, "value": value, "effect": effect, "timeAdded": stamp(when)},
+            },
+            "status": {"conditions": []},
+        }
+
+    def _passing_rule(self, at: float) -> Iterator[Object]:
+        began = math.floor(at / stories.PASSING_RULE_PERIOD_SECONDS) * stories.PASSING_RULE_PERIOD_SECONDS
+        since, until = (began + moment for moment in stories.PASSING_RULE_SECONDS)
+        if since <= at < until:
+            yield self._rule(stories.PASSING_RULE, since)
 
     def _gpu_node(self, world: World) -> Object:
         """An NVIDIA node; the device plugin advertises what plans hold through it."""

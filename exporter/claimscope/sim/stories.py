@@ -92,11 +92,21 @@ POOLS: Final = (
     OtherPool(driver=LATE, node="example-node-1", devices=(device("late-0"),), slices=2),
 )
 
-# Name, selector, key, value, effect.
-RULES: Final[tuple[tuple[str, Mapping[str, str], str, str, str], ...]] = (
+Rule = tuple[str, Mapping[str, str], str, str, str]  # name, selector, key, value, effect
+
+RULES: Final[tuple[Rule, ...]] = (
     ("tpu-maintenance", {"driver": TPU, "pool": "tpu-node-1"}, "example.com/maintenance", "firmware", "NoSchedule"),
     ("watch-amd", {"driver": AMD, "pool": "amd-node-2", "device": "gpu-1"}, "example.com/degraded", "watch", "None"),
 )
+
+# Comes and goes, each time over the device that the nightly job is given in spite of it, as schedulers of 1.36.0 to
+# 1.36.2 do (kubernetes/kubernetes #139651).
+PASSING_RULE: Final[Rule] = (
+    "overheated", {"driver": EXAMPLE, "pool": "example-node-1", "device": "small-2"}, "example.com/overheated", "",
+    "NoSchedule",
+)
+PASSING_RULE_PERIOD_SECONDS: Final = 120.0
+PASSING_RULE_SECONDS: Final = (30.0, 90.0)  # of each period: from, until
 
 # Namespace, hard, used.
 QUOTA: Final = ("limited", f"{AMD}.deviceclass.resource.k8s.io/devices", 1, 1)
