@@ -10,7 +10,7 @@ setup: ## .venv with the locked dependencies, so that .venv/bin/claimscope works
 	@scripts/setup.sh
 tools: ## a C compiler and Prometheus through apt, where that is allowed
 	@scripts/tools.sh
-demo: setup tools ## the agent on a simulated node, with Prometheus, until Ctrl-C
+demo: setup tools ## three agents and the controller in a simulated cluster, with Prometheus, until Ctrl-C
 	@$(BIN)/claimscope demo
 test: setup tools ## all tests
 	@$(BIN)/pytest

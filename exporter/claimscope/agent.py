@@ -231,7 +231,7 @@ def _api_source(
     try:
         return InCluster(environ, node.clock)
     except ApiError as error:
-        logger.info("%s", error)
+        logger.info("%s; devices, pods and most of claims are known without it", error)
         return None
 
 

@@ -100,7 +100,7 @@ class InCluster:
             raise ApiError(
                 ApiReason.ABSENT,
                 "no API server: KUBERNETES_SERVICE_HOST is not set, so this is no pod; pass --kubeconfig to use one "
-                "from outside (devices, pods and claims are known without it)",
+                "from outside",
             )
         self._base_url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
         self._clock = clock

@@ -38,7 +38,7 @@ _STYLE: Final = STYLE + """
 .tile { padding: 12px 16px; } .tile b { display: block; font-size: 26px; font-weight: 600; line-height: 1.2; }
 .tile span { color: var(--soft); font-size: 13px; }
 .name { font-weight: 600; overflow-wrap: break-word; } .small { font-size: 13px; }
-td.who { min-width: 210px; } td.who a { color: inherit; } td.text { min-width: 260px; }
+td.who { min-width: 210px; } td.who a { color: inherit; } td.text { min-width: 260px; overflow-wrap: anywhere; }
 .text p { margin: 0 0 3px; } .text .soft { font-size: 13px; overflow-wrap: anywhere; }
 svg.stack { width: 260px; height: 14px; margin: 3px 0 0; }
 .legend { margin: 8px 2px 0; color: var(--soft); font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 16px; }
