@@ -109,7 +109,7 @@ def explain(
         namespace=namespace,
         name=name,
         exists=True,
-        verdict=_verdict(key, claim, state, diagnosis, users, since, wall),
+        verdict=_verdict(key, claim, state, diagnosis, users, since, wall, pods_known="pods" in cluster.synced),
         state=state,
         since_wall=since,
         age_seconds=wall - created if created is not None else None,
@@ -117,7 +117,7 @@ def explain(
         reason=diagnosis.reason if diagnosis is not None else None,
         summary=diagnosis.summary if diagnosis is not None else "",
         evidence=diagnosis.evidence if diagnosis is not None else (),
-        cure=diagnosis.cure if diagnosis is not None else _cure(state, users),
+        cure=diagnosis.cure if diagnosis is not None else _cure(state, users, pods_known="pods" in cluster.synced),
         devices=tuple(_device(cluster, holding) for holding in holdings_of(claim)),
         pods=tuple(_pod(cluster, pod, entry) for pod, entry in users),
         workload=_workload(claim, users),
@@ -184,12 +184,14 @@ def _since(claim: ResourceClaim, state: ClaimState, view: ClaimView | None) -> f
 
 def _verdict(
     key: Key, claim: ResourceClaim, state: ClaimState, diagnosis: Diagnosis | None,
-    users: Sequence[tuple[Pod, PodClaim]], since: float | None, wall: float,
+    users: Sequence[tuple[Pod, PodClaim]], since: float | None, wall: float, *, pods_known: bool,
 ) -> str:
     ago = f" for {duration_words(wall - since)}" if since is not None and state is ClaimState.PENDING else ""
     words = f"claim {key} {_STATE_WORDS[state]}{ago}"
     if diagnosis is not None:
         return f"{words}: {diagnosis.reason.value.replace('_', ' ')}"
+    if not pods_known:
+        return f"{words}; which pods want it is not known: Pods cannot be read"
     if state is ClaimState.PENDING and not any(is_active(pod) for pod, _ in users):
         return f"{words}: no pod wants it, so nothing is allocated; this is not a fault"
     if claim.metadata.deletion_timestamp is not None:
@@ -197,7 +199,9 @@ def _verdict(
     return words
 
 
-def _cure(state: ClaimState, users: Sequence[tuple[Pod, PodClaim]]) -> str:
+def _cure(state: ClaimState, users: Sequence[tuple[Pod, PodClaim]], *, pods_known: bool) -> str:
+    if not pods_known:
+        return "let the controller read pods: see its log, and /readyz"
     if state is ClaimState.ALLOCATED and not users:
         return "nobody uses these devices: delete the claim, or find out who forgot it"
     if state is ClaimState.RELEASED:

@@ -6,27 +6,32 @@ order is that of PendingReason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from sys import intern
+from typing import Final, NamedTuple
 
-from claimscope.claims import causes, scarcity
+from claimscope.claims import causes, creation, scarcity
 from claimscope.claims.causes import Check, Question
-from claimscope.claims.cluster import Cluster, PodClaim, claims_of, is_active
+from claimscope.claims.cluster import Cluster, PodClaim, claims_of, is_active, key_of
+from claimscope.claims.extended import ExtendedResources
 from claimscope.claims.fitting import Matching, Stage
-from claimscope.claims.model import ClaimView, Diagnosis, Key, Wait
-from claimscope.claims.shortage import Shortage, Shortages
+from claimscope.claims.model import ClaimView, Diagnosis, Key, PendingReason, Wait
+from claimscope.claims.shortage import Shortage
 from claimscope.claims.state import became_true, is_bound
+from claimscope.claims.survey import Survey
 from claimscope.claims.views import deviceclass_of
 from claimscope.kube.kinds import EVENT_REASONS
-from claimscope.kube.objects import Event, Pod, ResourceClaim, unix_seconds
+from claimscope.kube.objects import Pod, ResourceClaim, unix_seconds
 
-CHECKS: Final[tuple[Check, ...]] = (
-    causes.claim_missing,
-    causes.template_missing,
-    causes.quota,
-    causes.admission,
-    causes.claim_not_created,
+# What a claim can suffer from whatever the pod's other claims do.
+_OF_ITSELF: Final[tuple[Check, ...]] = (
+    creation.claim_missing,
+    creation.template_missing,
+    creation.quota,
+    creation.admission,
+    creation.stopped_at_other,
+    creation.claim_not_created,
     causes.claim_deleting,
     causes.wrong_owner,
     causes.gated,
@@ -38,26 +43,53 @@ CHECKS: Final[tuple[Check, ...]] = (
     scarcity.selector_error,
     scarcity.not_evaluated,
     scarcity.too_few,
+)
+
+
+def waits_for_other(question: Question) -> Diagnosis | None:
+    """The scheduler takes all claims of a pod or none, so what keeps one of them waiting keeps them all."""
+    if question.claim is None:
+        return None
+    for other in question.others:
+        found = _first((*_OF_ITSELF, causes.allocated_elsewhere), other)
+        if found is not None and found.reason is not PendingReason.UNKNOWN:
+            words = found.reason.value.replace("_", " ")
+            return replace(found, summary=f"waits for {other.called} of the same pod ({words}): {found.summary}")
+    return None
+
+
+CHECKS: Final[tuple[Check, ...]] = (
+    *_OF_ITSELF,
+    causes.allocated_elsewhere,
+    waits_for_other,
     scarcity.too_few_together,
     causes.binding_conditions,
-    causes.allocated_elsewhere,
     causes.scheduler_timeout,
     causes.other_scheduling,
+    causes.unseen,
     causes.scheduling,
     causes.prepare_failed,
     causes.preparing,
 )
 
-_WAITING_PHASES: Final = frozenset({"Pending", ""})
+
+def _first(checks: Iterable[Check], question: Question) -> Diagnosis | None:
+    for check in checks:
+        found = check(question)
+        if found is not None:
+            return found
+    return None
 
 
 def diagnose(question: Question) -> Diagnosis:
     """The first cause that applies."""
-    for check in CHECKS:
-        found = check(question)
-        if found is not None:
-            return found
-    return causes.unknown(question)
+    found = _first(CHECKS, question) or causes.unknown(question)
+    if question.resources:
+        return replace(found, summary=f"{question.called}: {found.summary}")
+    return found
+
+
+_WAITING_PHASES: Final = frozenset({"Pending", ""})
 
 
 def is_waiting(pod: Pod, entry: PodClaim, claim: ResourceClaim | None) -> bool:
@@ -201,7 +233,14 @@ def _wait(question: Question, pod_created: str | None) -> Wait:
         pod_claim=entry.pod_claim,
         deviceclass=_deviceclass(question),
         since_wall=max(walls, default=None),
-        diagnosis=diagnose(question),
+        diagnosis=_interned(diagnose(question)),
+    )
+
+
+def _interned(diagnosis: Diagnosis) -> Diagnosis:
+    """Thousands of alike claims wait for the same devices: what holds those is kept in words once."""
+    return replace(
+        diagnosis, summary=intern(diagnosis.summary), evidence=tuple([intern(line) for line in diagnosis.evidence])
     )
 
 
