@@ -24,7 +24,7 @@ UNSEEN_SECONDS: Final = 60.0  # after which a scheduler that runs has looked at 
 # Parts of the scheduler's message that say nothing of their own.
 _NOISE: Final = (
     "still not schedulable", "cannot allocate all claims", "no new claims to deallocate", "cannot fit resource",
-    "cannot schedule extended resource claim",
+    "cannot schedule extended resource claim", "is in the process of being allocated",
 )
 _PREEMPTION: Final = re.compile(
     r"\s*(still not schedulable,|no new claims to deallocate,)?\s*preemption: .*$", re.DOTALL
@@ -439,14 +439,25 @@ def preparing(question: Question) -> Diagnosis | None:
 
 def unknown(question: Question, why: str = "") -> Diagnosis:
     """None of the causes fits; what is known is shown."""
-    if not why and question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
-        near = ", ".join(each.node for each in question.shortage.closest)
-        why = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near or 'a node'}"
-        if not question.reads("devicetaintrules"):
-            why += ", as far as is known: DeviceTaintRules cannot be read, so their taints are not known"
     return Diagnosis(
         reason=PendingReason.UNKNOWN,
-        summary=why or "none of the known causes fits",
+        summary=why or _what_is_known(question) or "none of the known causes fits",
         evidence=(*cordoned(question), *question.words),
         cure="see the pod's conditions and events and the scheduler's log",
     )
+
+
+def _what_is_known(question: Question) -> str:
+    pod = question.pod
+    if question.unallocated is not None and is_bound(pod):
+        return (f"pod {pod.metadata.name} is on node {pod.spec.node_name}, and the claim has no devices: whoever put it "
+                "there allocates no claims, or the claim was released since")
+    if question.allocated is not None and question.said:
+        return "it has its devices, and the scheduler has not said since what keeps the pod"
+    if question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
+        near = ", ".join(each.node for each in question.shortage.closest) or "a node"
+        words = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near}"
+        if not question.reads("devicetaintrules"):
+            words += ", as far as is known: DeviceTaintRules cannot be read, so their taints are not known"
+        return words
+    return ""

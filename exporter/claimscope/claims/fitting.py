@@ -353,7 +353,7 @@ class _Search:
     def _take(self, option: Option, at: int) -> bool:
         each = self._candidates[at]
         shared = at in self._left
-        if not shared and self._taken_from(option, at) or not self._available(option, each):
+        if self._taken_from(option, at) or not self._available(option, each):
             return False
         if self._devices_of_claim.get(option.claim, 0) >= DEVICES_PER_CLAIM:
             return False
@@ -383,9 +383,9 @@ class _Search:
         return True
 
     def _taken_from(self, option: Option, at: int) -> bool:
-        """Admin access takes a device whoever has it, yet only once for a claim; nobody else takes what is taken."""
+        """Admin access takes a device whoever has it, yet only once for a claim; others share what can be shared."""
         users = self._users.get(at, ())
-        return option.claim in users if option.admin else bool(users)
+        return option.claim in users if option.admin else bool(users) and at not in self._left
 
     def _already_drawn(self, at: int) -> bool:
         """A shared device that somebody holds, or that was just taken once, draws nothing more."""

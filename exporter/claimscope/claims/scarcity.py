@@ -242,7 +242,7 @@ def _ending(shortage: Shortage) -> str:
     near = shortage.closest[0] if shortage.closest else None
     match shortage.stage:
         case Stage.MATCH if shortage.over_limit:
-            return f"; all on one node are {shortage.over_limit}, and one claim can hold {DEVICES_PER_CLAIM}"
+            return f"; one node has {shortage.over_limit} of them, and one claim can hold {DEVICES_PER_CLAIM}"
         case Stage.MATCH if shortage.nowhere:
             verb = "has a node selector that matches" if shortage.nowhere == 1 else "have node selectors that match"
             return f"; {shortage.nowhere} of them {verb} no node"

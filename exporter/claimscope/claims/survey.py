@@ -438,7 +438,7 @@ def _kind(cluster: Cluster, shape: _Shape, state: State, columns: Sequence[Colum
         match += 1
         available = _available(shape, candidate(shape.demand, shape.options, stocked, fits))
         able = True in available
-        untaken = any(fit and (option.admin or not stocked.held) for fit, option in zip(fits, shape.options, strict=True))
+        untaken = not stocked.held or any(fit and option.admin for fit, option in zip(fits, shape.options, strict=True))
         in_use += not untaken
         tainted += untaken and not able
         usable += able and serves(pool)
