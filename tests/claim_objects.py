@@ -81,8 +81,10 @@ def claim(name: str, *requests: dict[str, Any], constraints: Any = None, **metad
     return {"metadata": meta(name, **metadata), "spec": spec(*requests, constraints=constraints)}
 
 
-def allocated(name: str, *results: tuple[str, str], user: str = "", **more: Any) -> dict[str, Any]:
-    """A claim that has devices: (pool, device)."""
+def allocated(
+    name: str, *results: tuple[str, str], user: str = "", node: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """A claim that has devices: (pool, device); those of `node` can be used there alone."""
     found = claim(name, request(count=len(results)))
     found["status"] = {
         "allocation": {"devices": {"results": [
@@ -91,6 +93,9 @@ def allocated(name: str, *results: tuple[str, str], user: str = "", **more: Any)
         ]}},
         "reservedFor": [{"resource": "pods", "name": user, "uid": f"uid-{user}"}] if user else [],
     }
+    if node is not None:
+        found["status"]["allocation"]["nodeSelector"] = {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}
     return found
 
 
@@ -113,6 +118,23 @@ def pod(
                  "containers": [{"name": "main", "resources": {"claims": [{"name": "c0"}]}}]},
         "status": {"phase": "Pending", "conditions": told,
                    "resourceClaimStatuses": [{"name": "c0", "resourceClaimName": made}] if made else None},
+    }
+
+
+def pod_of_resources(
+    name: str, *limits: dict[str, str], initial: list[dict[str, Any]] | None = None, said: str | None = None
+) -> dict[str, Any]:
+    """A pending pod whose containers ask for extended resources."""
+    return {
+        "metadata": meta(name),
+        "spec": {
+            "containers": [
+                {"name": f"c{number}", "resources": {"limits": each}} for number, each in enumerate(limits)
+            ],
+            "initContainers": initial,
+        },
+        "status": {"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}] if said else []},
     }
 
 

@@ -190,13 +190,21 @@ def reasons(scrape: Scrape) -> dict[str, str]:
 
 
 def watch_errors(scrape: Scrape, resource: str) -> dict[str, float]:
-    """The failures of one watch by reason."""
-    return scrape.by("reason", "claimscope_controller_watch_errors_total", resource=resource)
+    """The failures of one watch by reason; none before the first."""
+    counts = scrape.by("reason", "claimscope_controller_watch_errors_total", resource=resource)
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def durations(scrape: Scrape) -> dict[str, float]:
-    """How many durations were counted, by phase."""
-    return scrape.by("phase", "dra_allocation_duration_seconds_count")
+    """How many durations were counted, by phase; none before the first."""
+    counts = scrape.by("phase", "dra_allocation_duration_seconds_count")
+    return {phase: count for phase, count in counts.items() if count}
+
+
+def outcomes(scrape: Scrape) -> dict[str, float]:
+    """How many allocations ended, by outcome; none before the first."""
+    counts = scrape.by("outcome", "dra_claims_completed_total")
+    return {outcome: count for outcome, count in counts.items() if count}
 
 
 async def until(ask: Callable[[], T | None], seconds: float, about: Callable[[], str]) -> T:

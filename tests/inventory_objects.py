@@ -40,14 +40,14 @@ def a_device(name: str, attributes: Mapping[str, str | int | bool] | None = None
 
 def a_slice(
     devices: Iterable[dict[str, Any]], *, driver: str = DRIVER, pool: str = "n1", name: str = "", count: int = 1,
-    **spec: Any,
+    generation: int = 1, **spec: Any,
 ) -> ResourceSlice:
     where = {} if {"nodeSelector", "allNodes", "perDeviceNodeSelection"} & spec.keys() else {"nodeName": pool}
     return make(
         ResourceSlice,
         metadata={"name": name or f"{driver}-{pool}"},
         spec={
-            "driver": driver, "pool": {"name": pool, "generation": 1, "resourceSliceCount": count},
+            "driver": driver, "pool": {"name": pool, "generation": generation, "resourceSliceCount": count},
             "devices": list(devices), **where, **spec,
         },
     )

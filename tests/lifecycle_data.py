@@ -142,16 +142,28 @@ class Watched:
 
 
 def figures_of(lifecycle: Lifecycle) -> dict[tuple[str, ...], float]:
-    """Every number by short name and label values; histograms as their count, and their sum beside it."""
+    """Every number by short name and label values; histograms as their count, and their sum beside it.
+
+    Series that nothing has been counted in are left out: `zeros_of` has them.
+    """
     found: dict[tuple[str, ...], float] = {}
     for each in lifecycle.samples():
         key = (_SHORT[each.family], *(value for _, value in each.labels))
-        if isinstance(each, Histogram):
+        if isinstance(each, Histogram) and any(each.counts):
             found[(*key, "count")] = sum(each.counts)
             found[(*key, "sum")] = round(each.sum, 3)
-        else:
+        elif not isinstance(each, Histogram) and each.value:
             found[key] = each.value
     return found
+
+
+def zeros_of(lifecycle: Lifecycle) -> set[tuple[str, ...]]:
+    """The series that nothing has been counted in, by short name and label values."""
+    return {
+        (_SHORT[each.family], *(value for _, value in each.labels))
+        for each in lifecycle.samples()
+        if not (any(each.counts) if isinstance(each, Histogram) else each.value)
+    }
 
 
 _SHORT = {

@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claimscope.claims.capacity import Capacity
+from claimscope.claims.capacity import Capacity, says_unwell
 from claimscope.claims.cluster import Cluster
+from claimscope.claims.fitting import Stage, allocate
 from claimscope.claims.model import DeviceFacts
 from claimscope.claims.selectors import Match, Selectors, Verdict
 from inventory_objects import a_claim, a_class, a_cluster, a_device, a_node, a_result, a_rule, a_slice, values
@@ -80,6 +81,33 @@ def test_nobody_gets_a_device_of_an_incomplete_pool() -> None:
     assert largest(cluster) == {("gpu",): 0}
 
 
+def test_a_wipe_and_a_rewrite_leave_what_is_held_where_it_was() -> None:
+    cluster = a_cluster(
+        deviceclasses=[GPU], resourceslices=[a_slice(gpus(2))], resourceclaims=[a_claim("c", a_result("gpu-0"))]
+    )
+    held = {"allocated": 1, "reserved": 1, "free": 0}
+    cluster.apply("resourceslices", a_slice(gpus(2)), False)
+    samples = Capacity().samples(cluster, Selectors.in_process())
+    assert (states(cluster), largest(cluster)) == (held, {("gpu",): 0})
+    assert values(samples, "dra_pool_published") == {(D, "n1"): 0}
+    assert values(samples, "dra_pool_complete") == {(D, "n1"): 0}
+    cluster.apply("resourceslices", a_slice(gpus(2)[1:], name="second", count=2, generation=2), True)
+    samples = Capacity().samples(cluster, Selectors.in_process())
+    assert (states(cluster), values(samples, "dra_pool_published")) == (held, {(D, "n1"): 1})
+    cluster.apply("resourceslices", a_slice(gpus(1), name="first", count=2, generation=2), True)
+    assert (states(cluster), largest(cluster)) == ({"allocated": 1, "free": 1}, {("gpu",): 1})
+
+
+def test_words_of_taints_that_say_that_a_device_is_unwell() -> None:
+    keys = (
+        "gpu.nvidia.com/xid", "gpu.nvidia.com/gpu-lost", "gpu.intel.com/unhealthy", "gpu.amd.com/DeviceUnhealthy",
+        "example.com/health", "claimscope.io/degraded", "example.com/ecc-error", "example.com/fault", "failed",
+    )
+    assert [key for key in keys if not says_unwell(key)] == []
+    others = ("example.com/cordon", "example.com/default-off", "health.example.com/drain", "gpu.nvidia.com/unmonitored")
+    assert [key for key in others if says_unwell(key)] == []
+
+
 def partition(name: str, memory: str) -> dict[str, Any]:
     return a_device(name, consumesCounters=[{"counterSet": "gpu-0", "counters": {"memory": {"value": memory}}}])
 
@@ -104,6 +132,9 @@ def test_partitions_that_overlap_a_held_one_are_reserved() -> None:
     assert largest(cluster) == {("every",): 1}  # the quarter, after which no half is left
 
 
+EVERY_REQUEST = [{"name": "gpu", "exactly": {"deviceClassName": "every", "allocationMode": "ExactCount", "count": 1}}]
+
+
 def shared(claims: list[Any], policy: dict[str, Any] | None) -> Cluster:
     memory = {"value": "80Gi", "requestPolicy": policy}
     device = a_device("gpu-0", allowMultipleAllocations=True, capacity={"memory": memory})
@@ -123,7 +154,17 @@ def test_a_shared_device_is_free_while_the_smallest_share_fits() -> None:
     assert values(samples, "dra_device_shared_capacity_consumed") == {(D, "n1", "gpu-0", "memory"): 70 * 2**30}
     assert states(shared([share("a", "40Gi"), share("b", "35Gi")], policy), "every")["allocated"] == 1
     assert states(shared([share("a", "80Gi")], None), "every")["allocated"] == 1
-    assert states(shared([share("a", "79Gi")], None), "every")["free"] == 1
+    # Without a policy a claim that asks for no amount takes all there is, so that one share leaves none.
+    assert states(shared([share("a", "1Gi")], None), "every") == {"allocated": 1, "free": 0}
+    assert largest(shared([share("a", "1Gi")], None)) == {("every",): 0}
+    assert states(shared([], None), "every") == {"allocated": 0, "free": 1}
+
+
+def test_a_plain_claim_fits_where_a_device_is_free() -> None:
+    for claims in ([], [share("a", "1Gi")]):
+        cluster = shared(claims, None)
+        found = allocate(cluster, Selectors.in_process(), [a_claim("w", requests=EVERY_REQUEST).spec], "n1")
+        assert (found.stage is Stage.FITS) == (states(cluster, "every")["free"] == 1)
 
 
 def test_the_largest_claim_is_that_of_the_best_node() -> None:
@@ -176,6 +217,8 @@ def test_only_what_changed_is_asked_again() -> None:
     assert selectors.asked == 80
     assert changed[D, "n3", "gpu", "allocated"] == 1
     cluster.apply("resourceslices", a_slice(gpus(8), pool="n3"), False)
+    cluster.tick(0.0)
+    cluster.tick(600.0)
     assert (D, "n3", "gpu", "free") not in values(capacity.samples(cluster, selectors), "dra_pool_devices")
     cluster.apply("deviceclasses", a_class("gpu", "true"), True)
     capacity.samples(cluster, selectors)
@@ -195,6 +238,21 @@ def test_what_was_unknown_is_shown_as_soon_as_it_is_known() -> None:
     assert largest_of(capacity, cluster, selectors) == (1, {"gpu"})
 
 
+def test_counting_in_parts_comes_to_the_same() -> None:
+    slices = [a_slice(gpus(2), pool=f"n{index}") for index in range(2500)]
+    cluster = a_cluster(deviceclasses=[GPU], resourceslices=slices)
+    capacity, selectors = Capacity(), Counting(Verdict.MATCH)
+    assert sum(1 for _ in capacity.counting(cluster, selectors)) == 3
+    cluster.apply("resourceclaims", a_claim("c", a_result("gpu-0", pool="n3")), True)
+    samples = capacity.samples(cluster, selectors)
+    assert selectors.asked == 5000
+    fresh = a_cluster(
+        deviceclasses=[GPU], resourceslices=slices, resourceclaims=[a_claim("c", a_result("gpu-0", pool="n3"))]
+    )
+    assert set(samples) == set(Capacity().samples(fresh, selectors))
+    assert list(capacity.counting(cluster, selectors)) == []
+
+
 def largest_of(capacity: Capacity, cluster: Cluster, selectors: Counting) -> tuple[float, set[str]]:
     samples = capacity.samples(cluster, selectors)
     classes = {name for _, _, name, _ in values(samples, "dra_pool_devices")}
@@ -211,10 +269,10 @@ def test_the_recorded_node() -> None:
     node = ("gpu.nvidia.com", "gpu-node-1")
     assert values(samples, "dra_pool_devices") == {
         (*node, "gpu.nvidia.com", "allocated"): 6,
-        (*node, "gpu.nvidia.com", "tainted"): 2,
+        (*node, "gpu.nvidia.com", "unhealthy"): 2,
         (*node, "gpu.nvidia.com", "free"): 0,
         (*node, "high-memory-gpu", "allocated"): 6,
-        (*node, "high-memory-gpu", "tainted"): 2,
+        (*node, "high-memory-gpu", "unhealthy"): 2,
         (*node, "high-memory-gpu", "free"): 0,
     }
     assert values(samples, "dra_class_largest_claim_devices") == {

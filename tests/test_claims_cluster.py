@@ -12,6 +12,7 @@ from claimscope.claims.cluster import Change, Cluster, PodClaim, claims_of, node
 from claimscope.claims.model import DeviceKey, Holding, Key, PoolKey, StandingTaint, Version
 from claimscope.kube.objects import (
     DeviceTaintRule,
+    Event,
     Node,
     NodeSelector,
     Pod,
@@ -56,7 +57,7 @@ P, DEVICE = PoolKey("gpu.example.com", "p"), DeviceKey("gpu.example.com", "p", "
 
 def test_only_the_newest_generation_of_a_pool_counts() -> None:
     cluster = Cluster()
-    cluster.sync("resourceslices", [a_slice("old", "gpu-0", "gpu-1"), a_slice("new", "gpu-0", generation=2, count=2)])
+    cluster.sync("resourceslices", [a_slice("new", "gpu-0", generation=2, count=2), a_slice("old", "gpu-0", "gpu-1")])
     pool = cluster.pools[P]
     assert (pool.generation, pool.slices_seen, pool.slices_expected, pool.complete) == (2, 1, 2, False)
     assert [device.key for device in pool.devices] == [DEVICE]
@@ -71,11 +72,101 @@ def test_two_devices_of_one_name_make_a_pool_unusable() -> None:
     assert cluster.pools[P].problem == "two slices of pool p publish a device named gpu-0"
 
 
-def test_the_last_slice_takes_its_pool_along() -> None:
+def test_while_a_pool_is_rewritten_its_devices_are_those_of_before() -> None:
+    cluster = Cluster()
+    cluster.apply("resourceslices", a_slice("a", "gpu-0", "gpu-1"), True)
+    cluster.apply("resourceslices", a_slice("b", "gpu-1", generation=2, count=2), True)
+    pool = cluster.pools[P]
+    assert (pool.generation, pool.complete, pool.published) == (2, False, True)
+    assert [device.key.device for device in pool.devices] == ["gpu-0", "gpu-1"]
+    cluster.apply("resourceslices", a_slice("a", "gpu-2", generation=2, count=2), True)
+    assert cluster.pools[P].complete
+    assert {device.device for device in cluster.devices} == {"gpu-1", "gpu-2"}
+
+
+def test_a_pool_outlives_its_slices_by_ten_minutes() -> None:
     cluster = Cluster()
     cluster.sync("resourceslices", [a_slice("a", "gpu-0")])
     cluster.apply("resourceslices", a_slice("a", "gpu-0"), False)
+    pool = cluster.pools[P]
+    assert (pool.published, pool.complete, list(cluster.devices)) == (False, False, [DEVICE])
+    assert [cluster.tick(wall) for wall in (1000.0, 1599.0, 1600.0, 1601.0)] == [False, False, True, False]
     assert (cluster.pools, cluster.devices) == ({}, {})
+
+
+def test_a_pool_that_is_back_begins_anew() -> None:
+    cluster = Cluster()
+    for wall in (0.0, 500.0):
+        cluster.sync("resourceslices", [a_slice("a", "gpu-0")])
+        assert cluster.pools[P].complete
+        cluster.sync("resourceslices", [])
+        cluster.tick(wall)
+    cluster.tick(1099.0)
+    assert P in cluster.pools
+    cluster.tick(1100.0)
+    assert P not in cluster.pools
+
+
+def test_a_pool_goes_with_its_node() -> None:
+    cluster = Cluster()
+    node: Node = make(Node, metadata={"name": "n1"})
+    cluster.sync("nodes", [node])
+    cluster.sync("resourceslices", [a_slice("a", "gpu-0")])
+    cluster.sync("resourceslices", [])
+    assert not cluster.tick(1000.0)
+    cluster.apply("nodes", node, False)
+    assert cluster.tick(1005.0)
+    assert cluster.pools == {}
+
+
+def test_what_a_list_holds_and_nobody_can_decode_is_not_gone() -> None:
+    cluster = Cluster()
+    first = a_claim("1", "gpu-0")
+    cluster.sync("resourceclaims", [first])
+    assert cluster.sync("resourceclaims", [], frozenset({"a/c"})) == []
+    assert cluster.claims == {Key("a", "c"): first}
+    rule = a_rule("r")
+    cluster.sync("devicetaintrules", [rule, a_rule("gone")])
+    cluster.sync("devicetaintrules", [], frozenset({"/r"}))
+    assert cluster.rules == {"r": rule}
+
+
+def test_a_list_in_parts_is_read_with_its_last() -> None:
+    cluster = Cluster()
+    nodes = [make(Node, metadata={"name": f"n{number}"}) for number in range(5)]
+    found = [
+        (len(changes), "nodes" in cluster.synced) for changes in cluster.sync_parts("nodes", nodes, at_once=2)
+    ]
+    assert found == [(2, False), (2, False), (1, True)]
+    assert [len(changes) for changes in cluster.sync_parts("nodes", nodes[:1], at_once=2)] == [2, 2, 1]
+    assert list(cluster.nodes) == ["n0"]
+    assert list(cluster.sync_parts("pods", [])) == [[]]
+    assert cluster.synced == {"nodes", "pods"}
+
+
+def an_event(pod: str, minute: int) -> Event:
+    stamp = f"2026-01-01T00:{minute:02d}:00Z"
+    made: Event = make(
+        Event, metadata={"namespace": "a", "name": f"{pod}.1"}, reason="R", lastTimestamp=stamp,
+        involvedObject={"kind": "Pod", "namespace": "a", "name": pod, "uid": pod},
+    )
+    return made
+
+
+def test_events_of_pods_that_never_come_are_forgotten_after_an_hour() -> None:
+    cluster = Cluster()
+    pod: Pod = make(Pod, metadata={"namespace": "a", "name": "here", "uid": "here"})
+    cluster.apply("pods", pod, True)
+    for name, minute in (("here", 0), ("old", 0), ("new", 30)):
+        cluster.apply("events/R", an_event(name, minute), True)
+    begin = 1767225600.0
+    cluster.tick(begin + 3599)
+    assert cluster.counts()["events/R"] == 3
+    cluster.tick(begin + 3661)
+    assert cluster.counts()["events/R"] == 2
+    assert cluster.event(pod, "R") is not None
+    cluster.tick(begin + 3 * 3600)
+    assert cluster.counts()["events/R"] == 1
 
 
 def test_version_attributes_stay_apart_from_strings() -> None:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from claimscope.claims.drift import DevicesEntry, Drift, devices_annotation, drift_samples
+from claimscope.claims.drift import DevicesEntry, Drift, devices_annotation
 from claimscope.kube.objects import ResourceSlice
 from inventory_objects import a_cluster, a_device, a_lease, a_slice, values
 
@@ -37,12 +37,12 @@ def test_slices_tell_of_drivers() -> None:
         resourceslices=[published("n1", "580.1.2"), published("n2", "580.1.2"), published("n3", "570.0.1"),
                         published("n4", "550.0.1", model="NVIDIA L40S"), published("n5", "1.0.0", 56, kind="mig")]
     )
-    assert values(drift_samples(cluster), FAMILY) == {("n3", H100, "driver_version", "570.0.1", "580.1.2"): 1}
+    assert values(Drift().samples(cluster), FAMILY) == {("n3", H100, "driver_version", "570.0.1", "580.1.2"): 1}
 
 
 def test_without_a_majority_nobody_drifts() -> None:
     cluster = a_cluster(resourceslices=[published("n1", "580.1.2"), published("n2", "570.0.1")])
-    assert drift_samples(cluster) == []
+    assert Drift().samples(cluster) == []
 
 
 def lease(node: str, *entries: DevicesEntry) -> object:
@@ -61,7 +61,7 @@ def test_agents_tell_of_everything_else_even_within_one_node() -> None:
                                mig_mode="enabled", ecc_mode="disabled", power_limit_watts=450.5)),
         ]
     )
-    assert sorted(values(drift_samples(cluster), FAMILY)) == [
+    assert sorted(values(Drift().samples(cluster), FAMILY)) == [
         ("n3", H100, "ecc_mode", "disabled", "enabled"),
         ("n3", H100, "mig_mode", "enabled", "disabled"),
         ("n3", H100, "power_limit_watts", "450.5", "700"),
@@ -75,7 +75,7 @@ def test_the_agent_is_believed_before_the_slice_and_versions_are_read_alike() ->
         leases=[lease("n1", DevicesEntry(model=H100, count=8, driver_version="550.163.01")),
                 lease("n3", DevicesEntry(model=H100, count=8, driver_version="570.1"))],
     )
-    assert values(drift_samples(cluster), FAMILY) == {("n3", H100, "driver_version", "570.1", "550.163.1"): 1}
+    assert values(Drift().samples(cluster), FAMILY) == {("n3", H100, "driver_version", "570.1", "550.163.1"): 1}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"count": 3}]', '[{"model": "A", "count": "x"}]', "[{"])
@@ -93,7 +93,7 @@ def test_unknown_fields_and_numbers_below_zero_do_no_harm() -> None:
     cluster = a_cluster(
         leases=[a_lease("n1", '[{"model": "A", "count": -2, "driver_version": "1", "later": [1]}]')]
     )
-    assert drift_samples(cluster) == []
+    assert Drift().samples(cluster) == []
 
 
 def test_nodes_that_go_are_forgotten() -> None:
@@ -103,4 +103,6 @@ def test_nodes_that_go_are_forgotten() -> None:
     )
     assert len(drift.samples(cluster)) == 1
     cluster.apply("resourceslices", published("n3", "2.0.0"), False)
+    cluster.tick(0.0)
+    cluster.tick(600.0)
     assert drift.samples(cluster) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from claim_objects import (
@@ -13,15 +11,19 @@ from claim_objects import (
     allocated,
     claim,
     cluster_of,
+    decoded,
     device,
     device_class,
     pod,
+    pod_of_resources,
     pool,
     request,
     rule,
 )
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.explain import duration_words, explain, explain_document, words
+from claimscope.claims.explain import duration_words, explain, words
+from claimscope.claims.model import PendingReason
+from claimscope.claims.pending import Waiting
 from claimscope.claims.selectors import Selectors
 
 NOW = CREATED_WALL + 3 * 3600 + 60
@@ -133,10 +135,25 @@ def test_a_name_in_the_wrong_namespace(selectors: Selectors) -> None:
     assert explain(cluster(), selectors, {}, "other", "busy", NOW).similar == ("team/busy",)
 
 
-def test_the_document_is_json(selectors: Selectors) -> None:
-    document = explain_document(explain(cluster(), selectors, {}, "team", "waiting", NOW))
-    assert json.loads(json.dumps(document))["reason"] == "devices_in_use"
-    assert document["state"] == "pending"
+def test_a_pod_that_asks_for_an_extended_resource(selectors: Selectors) -> None:
+    known = cluster()
+    asks = pod_of_resources("asks", {f"deviceclass.resource.kubernetes.io/{GPU}": "2"})
+    known.apply("pods", decoded("pods", asks), True)
+    found = explain(known, selectors, {}, "team", "asks", NOW)
+    assert (found.verdict, found.reason, found.evidence[0], [each.name for each in found.pods]) == (
+        "claim team/asks does not exist; a pod of this name does",
+        PendingReason.DEVICES_IN_USE,
+        f"extended resource deviceclass.resource.kubernetes.io/{GPU}: needs 2 devices of {GPU} on one node: 2 exist, "
+        "2 match, 1 is in use, 1 is free",
+        ["asks"],
+    )
+
+
+def test_a_search_already_made_answers_the_same(selectors: Selectors) -> None:
+    known, waiting = cluster(), Waiting()
+    waiting.waits(known, selectors, {}, NOW)
+    assert explain(known, selectors, {}, "team", "waiting", NOW, waiting) == (
+        explain(known, selectors, {}, "team", "waiting", NOW))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from claimscope.claims.fitting import Attempt, Stage, allocate, rule_value
 from claimscope.claims.model import DeviceFacts
 from claimscope.claims.selectors import Match, Verdict
 from claimscope.claims.survey import Survey
+from claimscope.kube import objects
 
 
 class ByKind:
@@ -216,7 +217,7 @@ def test_a_pool_that_moves_or_goes_leaves_its_node() -> None:
         seen.append((found.stage, [near.node for near in found.closest]))
         slices = known_slices(moved)
         known.sync("resourceslices", slices)
-    assert seen == [(Stage.FITS, ["n1"]), (Stage.MATCH, []), (Stage.FITS, ["n2"])]
+    assert seen == [(Stage.FITS, ["n1"]), (Stage.MATCH, ["n1"]), (Stage.FITS, ["n2"])]
 
 
 def known_slices(node: str | None) -> list[Any]:
@@ -311,25 +312,68 @@ def test_an_allocation_keeps_every_rule(known: Cluster, wanted: dict[str, Any]) 
     assert shortages.find(known, ByKind(), [parsed]).stage is best
 
 
-@settings(max_examples=60, deadline=None)
+def by_label(name: str, rack: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "uid": name},
+        "spec": {"driver": GPU, "pool": {"name": name, "generation": 1, "resourceSliceCount": 1},
+                 "nodeSelector": {"nodeSelectorTerms": [{"matchExpressions": [
+                     {"key": "rack", "operator": "In", "values": [rack]}]}]},
+                 "devices": [device("nic", attributes={"kind": "a", "numa": 0})]},
+    }
+
+
+def labelled(name: str, rack: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "uid": name, "labels": {"rack": rack}}}
+
+
+def on_node(name: str) -> objects.NodeSelector:
+    return objects.NodeSelector(node_selector_terms=[objects.NodeSelectorTerm(match_fields=[
+        objects.SelectorRequirement(key="metadata.name", operator="In", values=[name])])])
+
+
+RACKS = st.sampled_from(["r1", "r2"])
+
+
+@settings(max_examples=80, deadline=None)
 @given(clusters(), specs(), st.data())
 def test_what_is_kept_from_before_changes_no_answer(
     known: Cluster, wanted: dict[str, Any], data: st.DataObject
 ) -> None:
     parsed, kept = claim_spec(wanted), Survey()
-    for _ in range(4):
+    for number in range(6):
         kept.begin(known)
         fresh = Survey()
         fresh.begin(known)
-        assert kept.find(known, ByKind(), [parsed]) == fresh.find(known, ByKind(), [parsed])
-        here = sorted(known.claims)
-        if here:
-            gone = known.claims[data.draw(st.sampled_from(here))]
-            known.apply("resourceclaims", gone, False)
-        else:
-            pools = sorted(known.pools)
-            known.sync("resourceslices", [])
-            assert pools or not known.pools
+        for within in ([], [on_node("n0")], [on_node("n0"), on_node("n1")]):
+            assert kept.find(known, ByKind(), [parsed], within) == fresh.find(known, ByKind(), [parsed], within)
+        match data.draw(st.sampled_from(["release", "wide", "label", "slices"])):
+            case "release" if known.claims:
+                known.apply("resourceclaims", known.claims[data.draw(st.sampled_from(sorted(known.claims)))], False)
+            case "wide":
+                known.apply("resourceslices", decoded("resourceslices", by_label(f"w{number}", data.draw(RACKS))), True)
+            case "label":
+                known.apply("nodes", decoded("nodes", labelled(f"n{number % 2}", data.draw(RACKS))), True)
+            case "slices":
+                known.sync("resourceslices", [decoded("resourceslices", pool("n1", device("g0")))])
+
+
+def test_only_the_nodes_that_are_left_count() -> None:
+    known = cluster(slices=[*TWO, pool("n2", device("g0"), device("g1"), device("g2"))])
+    survey, three = Survey(), [claim_spec(spec(request(count=3)))]
+    survey.begin(known)
+    found = survey.find(known, ByKind(), three, [on_node("n1")])
+    assert (found.stage, found.tally.match, found.only_on) == (Stage.MATCH, 2, ("n1",))
+    assert survey.find(known, ByKind(), three).stage is Stage.FITS
+    assert survey.find(known, ByKind(), three, [on_node("n1"), on_node("n2")]).tally.exist == 0
+
+
+def test_admin_access_takes_each_device_once_for_a_claim() -> None:
+    admin = spec(request("a", adminAccess=True), request("b", adminAccess=True))
+    assert attempt(cluster(slices=[pool("n1", device("g0"))]), admin).stage is Stage.MATCH
+    watch = spec(request("a", adminAccess=True))
+    one = cluster(slices=[pool("n1", device("g0"))])
+    assert attempt(one, spec(), watch).stage is Stage.FITS
+    assert attempt(one, watch, spec()).stage is Stage.MATCH  # in the order of the pod's claims, as the scheduler
 
 
 def test_the_attribute_of_a_constraint_may_carry_the_drivers_domain() -> None:

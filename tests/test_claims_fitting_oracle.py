@@ -181,7 +181,9 @@ def published(node: str, gpus: list[Gpu]) -> dict[str, Any]:
 def holding(node: str, gpus: list[Gpu]) -> Iterator[dict[str, Any]]:
     for gpu in gpus:
         for number, memory in enumerate(gpu.holders):
-            more = {"shareID": f"{number}", "consumedCapacity": {"memory": str(memory)}} if gpu.shared else {}
+            more: dict[str, Any] = {}
+            if gpu.shared:
+                more = {"shareID": f"{number}", "consumedCapacity": {"memory": str(memory)}}
             yield allocated(f"{node}-{gpu.name}-{number}", (node, gpu.name), **more)
         if gpu.watched:
             yield allocated(f"{node}-{gpu.name}-admin", (node, gpu.name), adminAccess=True)
@@ -272,7 +274,7 @@ def asks(draw: st.DrawFn) -> list[Ask]:
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(gpus(), asks())
 def test_devices_are_found_exactly_where_there_are_some(there: list[Gpu], wanted: list[Ask]) -> None:
     found = allocate(cluster({"n1": there}), ByKind(), [claim_spec(asked(ask)) for ask in wanted], "n1")
@@ -280,7 +282,7 @@ def test_devices_are_found_exactly_where_there_are_some(there: list[Gpu], wanted
     assert (found.chosen is not None) == (found.stage is Stage.FITS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(gpus(), asks())
 def test_what_is_chosen_keeps_every_rule(there: list[Gpu], wanted: list[Ask]) -> None:
     found = allocate(cluster({"n1": there}), ByKind(), [claim_spec(asked(ask)) for ask in wanted], "n1")
@@ -303,7 +305,7 @@ def test_what_is_chosen_keeps_every_rule(there: list[Gpu], wanted: list[Ask]) ->
     assert roomy(picks)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(gpus(), min_size=1, max_size=3), asks())
 def test_the_survey_says_how_far_the_best_node_gets(there: list[list[Gpu]], wanted: list[Ask]) -> None:
     nodes = {f"n{number}": each for number, each in enumerate(there)}

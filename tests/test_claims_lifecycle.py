@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from claimscope.claims.durations import Moment, Skip, duration
+from claimscope.claims.durations import MOST_SEEDED_CLASSES, MOST_SEEDED_PAIRS, Figures, Moment, Skip, duration
 from claimscope.claims.model import ClaimState, Doing
 from claimscope.kube.objects import Event, ObjectReference, Pod, PodMeta
-from lifecycle_data import BASE, Watched, claim, condition, container, pod, published, stamp
+from lifecycle_data import BASE, Watched, claim, condition, container, pod, published, stamp, zeros_of
 
 
 def ns(seconds: float | None) -> int | None:
@@ -266,6 +268,194 @@ def test_released_and_allocated_again_behind_a_gap() -> None:
     assert watched.seconds() == {"scheduling": 11.0, "binding": 2.0, "prepare": 1.0, "start": 2.0, "k": 15.0}
 
 
+def _given_up(watched: Watched) -> None:
+    """Allocated at 2, and given up: a device could not be bound."""
+    watched.saw(0, claim(created=0))
+    watched.saw(0.1, pod(created=0))
+    watched.saw(2, claim(created=0, allocated=2, device="g0", reserved=["p"]))
+
+
+def _runs(watched: Watched, since: float) -> None:
+    watched.saw(since, pod(created=0, bound=since))
+    watched.saw(since + 1, pod(created=0, bound=since, prepared=since + 1))
+    watched.saw(since + 2, pod(created=0, bound=since, prepared=since + 1, started=since + 2, phase="Running"))
+
+
+def _one_life(scheduling: int, seconds: float, ready: float) -> dict[tuple[str, ...], Any]:
+    """The figures of one pod that ran, a second a phase, with so much time in so many searches before."""
+    phases: dict[tuple[str, ...], Any] = {}
+    for phase in ("binding", "prepare", "start"):
+        phases |= {("phase", "k", phase, "count"): 1, ("phase", "k", phase, "sum"): 1.0}
+    return phases | {
+        ("phase", "k", "scheduling", "count"): scheduling, ("phase", "k", "scheduling", "sum"): pytest.approx(seconds),
+        ("ready", "k", "count"): 1, ("ready", "k", "sum"): pytest.approx(ready),
+    }
+
+
+@pytest.mark.parametrize("again", [4, 40])
+def test_an_allocation_that_was_given_up_leaves_only_its_scheduling(again: int) -> None:
+    watched = Watched()
+    _given_up(watched)
+    watched.saw(3, claim(created=0))
+    watched.tick(again)
+    watched.saw(again, claim(created=0, allocated=again, device="g1", reserved=["p"]))
+    _runs(watched, again + 1)
+    watched.tick(again + 60)
+    # 1.9 s to the first, and from its end at 3 to the second; what the first kept from 2 to 3 is in ready alone.
+    assert watched.figures() == _one_life(2, 1.9 + again - 3, again + 2.9) | {
+        ("completed", "ns", "k", "never_ran"): 1,
+    }
+    watched.saw(again + 70, pod(created=0, phase="Succeeded"), gone=True)
+    watched.saw(again + 70, claim(created=0))
+    assert watched.figures() == _one_life(2, 1.9 + again - 3, again + 2.9) | {
+        ("completed", "ns", "k", "never_ran"): 1, ("completed", "ns", "k", "ran"): 1,
+    }
+
+
+@pytest.mark.parametrize(("device", "allocated"), [("g0", 5), ("g1", 5), ("g1", None)])
+def test_given_up_and_allocated_again_behind_a_gap(device: str, allocated: float | None) -> None:
+    watched = Watched()
+    _given_up(watched)
+    watched.listed(5, "resourceclaims", claim(created=0, allocated=allocated, device=device, reserved=["p"]))
+    _runs(watched, 6)
+    figures = watched.figures()
+    assert {key[-2]: value for key, value in figures.items() if key[-1] == "count"} == {
+        "scheduling": 1,  # since when the second was sought nobody saw
+        "prepare": 1, "start": 1, "k": 1,
+    } | ({"binding": 1} if allocated is not None else {})
+    assert figures["ready", "k", "sum"] == 7.9
+    assert figures.get(("skipped", "scheduling", "unseen")) == (1 if allocated is not None else None)
+    assert figures["completed", "ns", "k", "never_ran"] == 1
+
+
+def test_the_pods_watch_ahead_of_a_second_allocation_counts_once() -> None:
+    watched = Watched()
+    _given_up(watched)
+    _runs(watched, 5)  # for the second allocation, of which the claims' watch tells late
+    watched.saw(8, claim(created=0))
+    watched.saw(8.1, claim(created=0, allocated=4, device="g1", reserved=["p"]))
+    watched.tick(60)
+    counts = {key: value for key, value in watched.figures().items() if key[-1] != "sum"}
+    assert counts == {
+        ("phase", "k", "scheduling", "count"): 2,
+        ("phase", "k", "binding", "count"): 1,
+        ("phase", "k", "prepare", "count"): 1,
+        ("phase", "k", "start", "count"): 1,
+        ("ready", "k", "count"): 1,
+        ("completed", "ns", "k", "never_ran"): 1,
+    }
+    watched.saw(70, pod(created=0, phase="Succeeded", started=7), gone=True)
+    watched.saw(70, claim(created=0))
+    assert watched.figures()["completed", "ns", "k", "ran"] == 1
+
+
+@given(st.lists(st.booleans(), max_size=11))
+def test_two_allocations_for_one_pod_count_once_in_any_order_of_the_watches(choices: list[bool]) -> None:
+    claims = [
+        (0, claim(created=0)), (2, claim(created=0, allocated=2, device="g0", reserved=["p"])), (3, claim(created=0)),
+        (4, claim(created=0, allocated=4, device="g1", reserved=["p"])), (9, claim(created=0)),
+    ]
+    pods = [
+        (0, pod(created=0)), (5, pod(created=0, bound=5)), (6, pod(created=0, bound=5, prepared=6)),
+        (7, pod(created=0, bound=5, prepared=6, started=7)), (9, pod(created=0, bound=5, prepared=6, started=7)),
+    ]
+    merged: list[tuple[int, Any]] = []
+    for claims_first in choices:
+        queue = claims if claims_first else pods
+        if queue:
+            merged.append(queue.pop(0))
+    watched, now = Watched(), 0
+    for at, obj in [*merged, *claims, *pods]:
+        now = max(now, at)
+        watched.saw(now, obj, gone=at == 9 and isinstance(obj, Pod))
+    watched.tick(60)
+    figures = watched.figures()
+    assert {key[-2]: value for key, value in figures.items() if key[-1] == "count"} == {
+        "scheduling": 2, "binding": 1, "prepare": 1, "start": 1, "k": 1,
+    }
+    assert sum(value for key, value in figures.items() if key[0] == "completed") == 2
+
+
+def test_what_a_pod_does_after_the_end_of_an_allocation_is_not_its_doing() -> None:
+    watched = Watched()
+    _given_up(watched)
+    watched.saw(3, claim(created=0))
+    _runs(watched, 5)  # it may run with another claim, or by another hand
+    watched.saw(9, pod(created=0, bound=5, prepared=6, started=7, conditions=[
+        condition("DisruptionTarget", 9, reason="DeletionByDeviceTaintManager")
+    ]), gone=True)
+    assert watched.figures() == {
+        ("phase", "k", "scheduling", "count"): 1, ("phase", "k", "scheduling", "sum"): 1.9,
+        ("completed", "ns", "k", "never_ran"): 1,
+    }
+
+
+def _evicted(name: str, at: float) -> Pod:
+    return pod(name, created=0, bound=1, prepared=2, started=2, phase="Running", conditions=[
+        condition("DisruptionTarget", at, reason="DeletionByDeviceTaintManager")
+    ])
+
+
+@pytest.mark.parametrize(
+    ("evicted", "outcome"), [("x", "ran"), ("y", "ran"), ("xy", "evicted"), ("", "ran")],
+)
+def test_a_shared_claim_is_evicted_when_all_its_users_were(evicted: str, outcome: str) -> None:
+    watched = Watched()
+    watched.saw(0, claim(created=0))
+    for name in "xy":
+        watched.saw(0, pod(name, created=0))
+    watched.saw(1, claim(created=0, allocated=1, reserved=["x", "y"]))
+    for name in "xy":
+        watched.saw(2, pod(name, created=0, bound=1, prepared=2, started=2, phase="Running"))
+    for name in evicted:
+        watched.saw(9, _evicted(name, 9))
+    for name in "xy":
+        watched.saw(20, pod(name, created=0, phase="Succeeded"), gone=True)
+    watched.saw(21, claim(created=0))
+    figures = watched.figures()
+    assert {key[-1]: value for key, value in figures.items() if key[0] == "completed"} == {outcome: 1}
+    assert figures.get(("evictions", "ns", "k"), 0) == len(evicted)
+
+
+def test_a_pod_with_two_claims_of_a_class_is_evicted_once() -> None:
+    watched = Watched()
+    other = [{"name": "gpu", "exactly": {"deviceClassName": "other"}}]
+    asked = {"a": None, "b": None, "c": other}
+    for name, requests in asked.items():
+        watched.saw(0, claim(name, created=0, requests=requests))
+    watched.saw(0, pod(claims=asked, created=0))
+    for name, requests in asked.items():
+        watched.saw(1, claim(name, created=0, allocated=1, reserved=["p"], requests=requests))
+    watched.saw(9, pod(claims=asked, created=0, bound=1, prepared=2, started=2, phase="Running", conditions=[
+        condition("DisruptionTarget", 9, reason="DeletionByDeviceTaintManager")
+    ]))
+    evictions = {key: value for key, value in watched.figures().items() if key[0] == "evictions"}
+    assert evictions == {("evictions", "ns", "k"): 1, ("evictions", "ns", "other"): 1}
+
+
+def test_counters_and_histograms_of_a_known_class_begin_at_zero() -> None:
+    watched = Watched()
+    watched.saw(1, claim(created=1))
+    outcomes = ("ran", "never_ran", "evicted", "never_allocated", "unknown")
+    assert watched.figures() == {}
+    assert zeros_of(watched.lifecycle) == {
+        ("phase", "k", "scheduling"), ("phase", "k", "binding"), ("phase", "k", "prepare"), ("phase", "k", "start"),
+        ("ready", "k"), ("evictions", "ns", "k"),
+        *(("completed", "ns", "k", outcome) for outcome in outcomes),
+        *(("lifetime", "k", outcome) for outcome in outcomes),
+    }
+
+
+def test_zeros_are_bounded() -> None:
+    figures = Figures()
+    for number in range(2_000):
+        figures.seed(f"n{number}", f"k{number}", waits=True)
+    assert (MOST_SEEDED_PAIRS, MOST_SEEDED_CLASSES) == (1_000, 100)
+    assert len(figures.samples()) == 1_000 * (5 + 1) + 100 * (4 + 1 + 5)
+    figures.completed("n1999", "k1999", "ran")  # and what is counted is shown all the same
+    assert len(figures.samples()) == 1_000 * (5 + 1) + 100 * (4 + 1 + 5) + 1
+
+
 def test_a_released_claim_that_is_wanted_again_is_pending() -> None:
     watched = Watched()
     watched.saw(1, claim(created=1))
@@ -289,7 +479,10 @@ def test_leaked_after_a_minute_without_reservation() -> None:
     assert not watched.view().leaked
     again = Watched(since=700)
     again.listed(700, "resourceclaims", claim(created=1, allocated=1))
-    assert again.view().leaked  # by the allocation's own time
+    again.tick(760)
+    assert not again.view().leaked  # it may have been reserved until just now: no object tells
+    again.tick(761)
+    assert again.view().leaked
 
 
 def test_views_are_replaced_only_when_they_change() -> None:

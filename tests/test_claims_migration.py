@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.migration import Migration, migration_samples
-from inventory_objects import a_claim, a_cluster, a_device, a_node, a_pod, a_result, a_slice, values
+from claimscope.claims.migration import Migration
+from inventory_objects import a_claim, a_class, a_cluster, a_device, a_node, a_pod, a_result, a_slice, values
 from recorded_cluster import lists, until
 
 PODS, DEVICES = "dra_migration_pods", "dra_migration_devices"
@@ -36,9 +36,38 @@ def test_pods_by_how_they_ask() -> None:
             a_claim("two", a_result("gpu-2"), a_result("gpu-3"), a_result("gpu-4", adminAccess=True)),
         ],
     )
-    samples = migration_samples(cluster)
+    samples = Migration().samples(cluster)
     assert values(samples, PODS) == {CLAIM: 2, PLUGIN: 2, EXTENDED: 1}
     assert values(samples, DEVICES) == {CLAIM: 3, PLUGIN: 6, EXTENDED: 1}
+
+
+def test_words_that_a_class_serves_are_told_apart_by_who_offers_them() -> None:
+    asks = limits(example_com__gpu="2")
+    cluster = a_cluster(
+        deviceclasses=[a_class("gpu", resource="example.com/gpu")],
+        nodes=[a_node("plugin", example_com__gpu="8"), a_node("dra", example_com__gpu="0")],
+        pods=[a_pod("on-plugin", containers=asks, nodeName="plugin"), a_pod("on-dra", containers=asks, nodeName="dra"),
+              a_pod("waits", containers=asks, phase="Pending")],
+    )
+    migration = Migration()
+    samples = migration.samples(cluster)
+    assert (values(samples, PODS), values(samples, DEVICES)) == ({PLUGIN: 2, EXTENDED: 1}, {PLUGIN: 4, EXTENDED: 2})
+    assert values(samples, MODE) == {("plugin", "device_plugin"): 1, ("dra", "none"): 1}
+    cluster.apply("nodes", a_node("plugin"), True)
+    assert values(migration.samples(cluster), PODS) == {EXTENDED: 3}
+    cluster.apply("deviceclasses", a_class("gpu"), True)
+    assert migration.samples(cluster) == []  # nothing says any more that these are accelerators
+
+
+def test_the_words_of_a_class_itself_are_always_dra() -> None:
+    cluster = a_cluster(
+        nodes=[a_node("n1", nvidia_com__gpu="8")],
+        pods=[a_pod("p", nodeName="n1", containers=[{"name": "main", "resources": {"limits": {
+            "deviceclass.resource.kubernetes.io/gpu": "2", "nvidia.com/gpu": "1", "rdma/hca": "1",
+        }}}])],
+    )
+    samples = Migration().samples(cluster)
+    assert (values(samples, PODS), values(samples, DEVICES)) == ({PLUGIN: 1, EXTENDED: 1}, {PLUGIN: 1, EXTENDED: 2})
 
 
 def test_a_claim_that_pods_share_counts_once() -> None:
@@ -46,7 +75,7 @@ def test_a_claim_that_pods_share_counts_once() -> None:
         pods=[a_pod("p", resourceClaims=by_claim("c")), a_pod("q", resourceClaims=by_claim("c"))],
         resourceclaims=[a_claim("c", a_result("gpu-0"))],
     )
-    samples = migration_samples(cluster)
+    samples = Migration().samples(cluster)
     assert (values(samples, PODS), values(samples, DEVICES)) == ({CLAIM: 2}, {CLAIM: 1})
 
 
@@ -61,7 +90,7 @@ def test_claims_that_hold_nothing_count_what_they_ask_for() -> None:
         pods=[a_pod("p", phase="Pending", resourceClaims=by_claim("c", "missing"))],
         resourceclaims=[a_claim("c", requests=requests)],
     )
-    assert values(migration_samples(cluster), DEVICES) == {CLAIM: 5}
+    assert values(Migration().samples(cluster), DEVICES) == {CLAIM: 5}
 
 
 def test_nodes_by_mode_and_what_they_offer_twice() -> None:
@@ -86,7 +115,7 @@ def test_nodes_by_mode_and_what_they_offer_twice() -> None:
             a_slice(gpus, driver="gpu.nvidia.com", pool="anywhere", allNodes=True),
         ],
     )
-    samples = migration_samples(cluster)
+    samples = Migration().samples(cluster)
     assert sorted(values(samples, MODE)) == [
         ("both", "both"), ("dra", "dra"), ("labelled", "none"), ("other-vendor", "both"), ("plugin", "device_plugin"),
         ("unused", "none"),
@@ -112,7 +141,7 @@ def test_the_recorded_cluster() -> None:
         cluster.sync(kind, objects)
     for arrival in until(3.0):
         cluster.apply(arrival.kind, arrival.obj, arrival.present)
-    samples = migration_samples(cluster)
+    samples = Migration().samples(cluster)
     assert values(samples, PODS) == {
         ("ai-production", "claim"): 1, ("ml-team", "claim"): 3, ("ml-team", "extended_resource"): 1,
     }

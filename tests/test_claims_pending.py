@@ -18,6 +18,7 @@ from claim_objects import (
     device_class,
     event,
     pod,
+    pod_of_resources,
     pool,
     request,
     rule,
@@ -59,6 +60,16 @@ def only(known: Cluster, selectors: Selectors, wall: float = LATER) -> Diagnosis
 TEMPLATE = {"metadata": {"name": "t", "namespace": "team", "uid": "t"}, "spec": {"spec": spec()}}
 BY_TEMPLATE = pod("p", template="t")
 CREATION = "PodResourceClaim c0: create ResourceClaim : "
+AMD = "gpu.amd.com.deviceclass.resource.k8s.io/devices"
+
+KIND = f"device.attributes['{GPU}'].kind == '{{}}'"
+BY_LABEL = {
+    "metadata": {"name": "net", "uid": "net"},
+    "spec": {"driver": GPU, "pool": {"name": "net", "generation": 1, "resourceSliceCount": 1},
+             "nodeSelector": {"nodeSelectorTerms": [{"matchExpressions": [
+                 {"key": "rack", "operator": "In", "values": ["r1"]}]}]},
+             "devices": [device("g0")]},
+}
 
 Case = tuple[str, dict[str, Any], str]
 CASES: list[Case] = [
@@ -69,8 +80,8 @@ CASES: list[Case] = [
     ("quota", {"claims": [], "pods": [BY_TEMPLATE], "resourceclaimtemplates": [TEMPLATE],
                "events_FailedResourceClaimCreation": [event(
                    "FailedResourceClaimCreation", "p", CREATION + "claims \"x\" is forbidden: exceeded quota: q, "
-                   "requested: g=1, used: g=1, limited: g=1")]},
-     "ResourceQuota q of namespace team forbids the claim: requested: g=1, used: g=1, limited: g=1"),
+                   f"requested: {AMD}=1, used: {AMD}=1, limited: {AMD}=1")]},
+     "ResourceQuota q of namespace team leaves no room: asks for 1 device of gpu.amd.com, 1 of 1 are used"),
     ("admission", {"claims": [], "pods": [BY_TEMPLATE], "resourceclaimtemplates": [TEMPLATE],
                    "events_FailedResourceClaimCreation": [event(
                        "FailedResourceClaimCreation", "p", CREATION + "admission webhook denied the request")]},
@@ -145,7 +156,8 @@ CASES: list[Case] = [
     ("other_scheduling", {"claims": [claim("w")], "pods": [
         pod("p", "w", said="0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 2 x.")]},
      "its devices are free on n1, but pod p cannot be scheduled: 2 Insufficient cpu"),
-    ("scheduling", {"claims": [claim("w")], "pods": [pod("p", "w")]},
+    ("scheduling", {"claims": [claim("w")], "pods": [
+        pod("p", "w", said="resource claim team/w is in the process of being allocated")]},
      "the scheduler is at it: devices are there, and it has not refused pod p"),
     ("prepare_failed", {"claims": [allocated("w", ("n1", "g0"), user="p")], "pods": [pod("p", "w", node="n1")],
                         "events_FailedPrepareDynamicResources": [event(
@@ -165,6 +177,218 @@ def test_a_cause(reason: str, given: dict[str, Any], summary: str, selectors: Se
     found = only(cluster(*given.pop("claims"), **given), selectors)
     assert (found.reason.value, found.summary) == (reason, summary)
     assert found.cure
+
+
+# The words of these are worth as much as their reason.
+MORE: list[Case] = [
+    ("quota", {"claims": [], "pods": [BY_TEMPLATE], "resourceclaimtemplates": [TEMPLATE],
+               "events_FailedResourceClaimCreation": [event(
+                   "FailedResourceClaimCreation", "p", CREATION + "failed quota: q: must specify limits")]},
+     "ResourceQuota q of namespace team refuses the claim: must specify limits"),
+    ("claim_not_created", {"claims": [], "pods": [BY_TEMPLATE], "resourceclaimtemplates": [TEMPLATE],
+                           "events_FailedResourceClaimCreation": [event(
+                               "FailedResourceClaimCreation", "p",
+                               'PodResourceClaim c0: resource claim template "t": x "t" not found')]},
+     "no claim has been made from template t yet, and the claim controller last said that there is no such template; "
+     "it exists now"),
+    ("too_many_devices", {"claims": [claim("w", request(count=None, allocationMode="All"))],
+                          "resourceslices": [pool("n1", *(device(f"g{number}") for number in range(40)))]},
+     "needs every device of gpu.nvidia.com on one node: 40 exist, 40 match, 40 are free; one node has 40 of them, and "
+     "one claim can hold 32"),
+    ("devices_in_use", {"claims": [allocated("a", ("n1", "g0")),
+                                   claim("w", request(count=None, allocationMode="All"))]},
+     "needs every device of gpu.nvidia.com on one node: 2 exist, 2 match, 1 is in use, 1 is free"),
+    ("devices_in_use", {
+        "claims": [allocated("a", ("n1", "b0")), claim("w", request("big", selector=KIND.format("big")),
+                                                       request("small", selector=KIND.format("small")))],
+        "resourceslices": [pool("n1", device("b0", attributes={"kind": "big"}),
+                                *(device(f"s{number}", attributes={"kind": "small"}) for number in range(3)))]},
+     "needs 2 devices of gpu.nvidia.com on one node: 4 exist, 4 match, 1 is in use, 3 are free"),
+    ("devices_in_use", {"claims": [*FULL, claim("w")],
+                        "resourceslices": [GPUS, pool("n2", device("g0"), count=2)]},
+     "needs 1 device of gpu.nvidia.com on one node: 3 exist, 3 match, 2 are in use"),
+    ("no_matching_device", {"claims": [claim("w", request(selector=KIND.format("big")))],
+                            "resourceslices": [pool("n1", device("g0", attributes={"kind": "small"})),
+                                               pool("n2", device("g0", attributes={"kind": "small"}), count=2)]},
+     "needs 1 device of gpu.nvidia.com on one node: 2 exist, 0 match"),
+    ("no_matching_device", {"claims": [claim("w")], "resourceslices": [BY_LABEL], "nodes": [
+        {"metadata": {"name": "n1", "uid": "n1"}}]},
+     "needs 1 device of gpu.nvidia.com on one node: 1 exists, 1 matches; 1 of them has a node selector that matches "
+     "no node"),
+    ("devices_in_use", {
+        "claims": [allocated("s", ("n1", "g0"), node="n1"), allocated("o", ("n1", "g1")), claim("w")],
+        "pods": [pod("p", "s", "w", said="0/2 nodes are available: 2 cannot allocate all claims.")],
+        "resourceslices": [GPUS, pool("n2", device("g0"))]},
+     "needs 1 device of gpu.nvidia.com on n1, where the pod's other claims have theirs: 2 exist, 2 match, "
+     "2 are in use"),
+    ("other_scheduling", {"claims": [claim("w")], "pods": [pod("p", "w")]},
+     "no scheduler has looked at pod p; spec.schedulerName is default-scheduler: is it running?"),
+    ("unknown", {"claims": [claim("w")], "pods": [
+        pod("p", "w", reason="SchedulerError", said="class gpu.nvidia.com: selector #0: CEL runtime error: no key")]},
+     "the scheduler's last word is of a selector that failed; it fails on no device now, so the word is older than its "
+     "repair, and the scheduler has yet to look again"),
+    ("scheduler_timeout", {
+        "claims": [claim("w", request(selector=f"device.attributes['{GPU}'].healthy"))],
+        "resourceslices": [pool("n1", device("g0", attributes={"healthy": True}), device("g1"))],
+        "pods": [pod("p", "w", reason="SchedulerError", said="node n1: timed out trying to allocate devices")]},
+     "the scheduler's search for devices took longer than its time limit"),
+    ("unknown", {"claims": [claim("w")], "pods": [pod("p", "w", node="n1")]},
+     "pod p is on node n1, and the claim has no devices: whoever put it there allocates no claims, or the claim was "
+     "released since"),
+]
+
+
+@pytest.mark.parametrize(("reason", "given", "summary"), MORE, ids=[f"{case[0]}-{n}" for n, case in enumerate(MORE)])
+def test_a_cause_in_words(reason: str, given: dict[str, Any], summary: str, selectors: Selectors) -> None:
+    given = dict(given)
+    known = cluster(*given.pop("claims"), **given)
+    found = next(wait.diagnosis for wait in waits(known, selectors) if wait.claim in ("w", ""))
+    assert (found.reason.value, found.summary) == (reason, summary)
+
+
+def test_an_incomplete_pool_is_evidence_where_something_else_explains(selectors: Selectors) -> None:
+    known = cluster(*FULL, claim("w"), resourceslices=[GPUS, pool("n2", device("g0"), count=2)])
+    assert f"pool {GPU}/n2: 1 of 2 slices of generation 1" in only(known, selectors).evidence
+
+
+# --- what a pod's claims have to do with each other ---
+
+
+def by_claim(known: Cluster, selectors: Selectors) -> dict[str, tuple[str, str]]:
+    return {
+        wait.pod_claim: (wait.diagnosis.reason.value, wait.diagnosis.summary) for wait in waits(known, selectors)
+    }
+
+
+def test_a_missing_claim_keeps_the_others_waiting(selectors: Selectors) -> None:
+    missing = "pod p names ResourceClaim nope, which does not exist"
+    assert by_claim(cluster(claim("w"), pods=[pod("p", "w", "nope")]), selectors) == {
+        "c0": ("claim_missing", f"waits for claim nope of the same pod (claim missing): {missing}"),
+        "c1": ("claim_missing", missing),
+    }
+
+
+def test_the_claim_controller_stops_at_the_first_claim_that_fails(selectors: Selectors) -> None:
+    two = pod("p", template="t")
+    two["spec"]["resourceClaims"].append({"name": "c1", "resourceClaimTemplateName": "t"})
+    refused = event("FailedResourceClaimCreation", "p", CREATION + "denied by policy")
+    known = cluster(pods=[two], resourceclaimtemplates=[TEMPLATE], events_FailedResourceClaimCreation=[refused])
+    denied = "the claim of template t could not be created: denied by policy"
+    assert by_claim(known, selectors) == {
+        "c0": ("admission", denied),
+        "c1": ("admission", f"not created, since the claim controller stopped at claim c0 of the same pod: {denied}"),
+    }
+
+
+def test_a_failed_preparation_is_the_claims_that_the_kubelet_names(selectors: Selectors) -> None:
+    failed = event("FailedPrepareDynamicResources", "p", "Failed to prepare dynamic resources: prepare dynamic "
+                   "resources: NodePrepareResources failed for ResourceClaim b: boom")
+    known = cluster(
+        allocated("a", ("n1", "g0"), user="p"), allocated("b", ("n1", "g1"), user="p"),
+        pods=[pod("p", "a", "b", node="n1")], events_FailedPrepareDynamicResources=[failed],
+    )
+    told = "NodePrepareResources failed for ResourceClaim b: boom"
+    assert by_claim(known, selectors) == {
+        "c0": ("preparing", f"waits for claim b of the same pod, which node n1 cannot prepare: {told}"),
+        "c1": ("prepare_failed", f"node n1 cannot prepare the devices: {told}"),
+    }
+
+
+# --- extended resources ---
+
+
+def mapped(name: str = "nvidia.com/gpu") -> dict[str, Any]:
+    found = device_class()
+    found["spec"]["extendedResourceName"] = name
+    return found
+
+
+def extended(selectors: Selectors, *pods: dict[str, Any], **more: Any) -> list[tuple[str, str, str]]:
+    known = cluster(*FULL, deviceclasses=[mapped()], pods=list(pods), **more)
+    return [(wait.pod, wait.deviceclass, wait.diagnosis.summary) for wait in waits(known, selectors)]
+
+
+def test_devices_asked_for_as_an_extended_resource(selectors: Selectors) -> None:
+    plain = pod_of_resources("e", {"nvidia.com/gpu": "1"}, said="0/1 nodes are available: 1 cannot fit resource.")
+    assert extended(selectors, plain) == [
+        ("e", GPU, "extended resource nvidia.com/gpu: needs 1 device of gpu.nvidia.com on one node: 2 exist, 2 match, "
+                   "2 are in use")]
+
+
+def test_every_class_is_an_extended_resource_too(selectors: Selectors) -> None:
+    name = f"deviceclass.resource.kubernetes.io/{GPU}"
+    assert [found[2] for found in extended(selectors, pod_of_resources("e", {name: "2"}))] == [
+        f"extended resource {name}: needs 2 devices of gpu.nvidia.com on one node: 2 exist, 2 match, 2 are in use"]
+
+
+def test_containers_and_sidecars_add_up_and_init_containers_do_not(selectors: Selectors) -> None:
+    limits = {"limits": {"nvidia.com/gpu": "2"}}
+    sidecar = {"name": "s", "restartPolicy": "Always", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    several = pod_of_resources(
+        "e", {"nvidia.com/gpu": "1"}, {"nvidia.com/gpu": "1"}, initial=[sidecar, {"name": "i", "resources": limits}]
+    )
+    first = pod_of_resources("f", {"cpu": "1"}, initial=[{"name": "i", "resources": limits}])
+    assert [found[2].split(" on one node")[0] for found in extended(selectors, several, first)] == [
+        "extended resource nvidia.com/gpu: needs 3 devices of gpu.nvidia.com",
+        "extended resource nvidia.com/gpu: needs 2 devices of gpu.nvidia.com",
+    ]
+
+
+def test_a_resource_that_a_device_plugin_offers_is_no_wait_of_ours(selectors: Selectors) -> None:
+    def node(amount: str) -> dict[str, Any]:
+        return {"metadata": {"name": "n9", "uid": "n9"}, "status": {"allocatable": {"nvidia.com/gpu": amount}}}
+
+    plain = pod_of_resources("e", {"nvidia.com/gpu": "1"})
+    assert extended(selectors, plain, nodes=[node("8")]) == []
+    assert len(extended(selectors, plain, nodes=[node("0")])) == 1
+
+
+def test_a_scheduler_that_knows_nothing_of_extended_resources_by_dra(selectors: Selectors) -> None:
+    name = f"deviceclass.resource.kubernetes.io/{GPU}"
+    known = cluster(pods=[pod_of_resources("e", {name: "1"}, said=f"0/1 nodes are available: 1 Insufficient {name}.")])
+    assert only(known, selectors).summary == (
+        f"extended resource {name}: the scheduler looks for {name} at device plugins alone, yet devices are free on "
+        "n1: is feature gate DRAExtendedResource on?")
+
+
+def test_extended_resources_that_have_nothing_to_do_with_dra(selectors: Selectors) -> None:
+    served = pod_of_resources("e", {"nvidia.com/gpu": "1"})
+    served["status"]["extendedResourceClaimStatus"] = {"resourceClaimName": "a"}
+    known = extended(selectors, pod_of_resources("f", {"amd.com/gpu": "1", "cpu": "1"}), served)
+    assert [name for name, _, _ in known] == ["e"]  # its claim exists, and is not yet used
+
+
+# --- what cannot be read ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "summary"),
+    [
+        ("events/FailedResourceClaimCreation",
+         {"pods": [BY_TEMPLATE], "resourceclaimtemplates": [TEMPLATE]},
+         "no claim has been made from template t yet, and why is not known: the claim controller's events cannot be "
+         "read"),
+        ("nodes", {"resourceclaims": [claim("w")], "resourceslices": [BY_LABEL]},
+         "nodes cannot be read, so it is not known where 1 of the matching devices can be used"),
+        ("devicetaintrules", {"resourceclaims": [claim("w")]},
+         "the scheduler could not allocate it when it last tried, yet its devices are free on n1, as far as is known: "
+         "DeviceTaintRules cannot be read, so their taints are not known"),
+    ],
+)
+def test_what_hangs_on_a_kind_that_cannot_be_read(
+    kind: str, given: dict[str, Any], summary: str, selectors: Selectors
+) -> None:
+    known = cluster(**given)
+    known.synced.discard(kind)
+    assert only(known, selectors).summary == summary
+
+
+def test_a_kind_that_is_not_served_is_known_to_be_empty(selectors: Selectors) -> None:
+    known = cluster(claim("w"))
+    known.synced.discard("devicetaintrules")
+    known.unserved.add("devicetaintrules")
+    assert only(known, selectors).summary == (
+        "the scheduler could not allocate it when it last tried, yet its devices are free on n1")
 
 
 def test_every_cause_has_a_case() -> None:

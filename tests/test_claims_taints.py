@@ -89,6 +89,9 @@ def test_a_slice_that_goes_takes_its_taints_along() -> None:
     cluster = a_cluster(resourceslices=[tainted])
     assert len(taint_samples(cluster)) == 1
     cluster.apply("resourceslices", tainted, False)
+    assert len(taint_samples(cluster)) == 1  # it may be back in a moment
+    cluster.tick(0.0)
+    cluster.tick(600.0)
     assert taint_samples(cluster) == []
 
 
@@ -269,6 +272,31 @@ def test_a_device_whose_slice_is_gone_violates_nothing() -> None:
     assert made.selector == 1  # what stood before the slice went stands after it
 
 
+def test_two_looks_at_one_device_are_judged_apart_and_once() -> None:
+    taint = {"key": "k", "effect": "NoSchedule", "timeAdded": EARLY}
+    requests = [
+        {"name": name, "exactly": {"deviceClassName": "gpu", "adminAccess": True}} for name in ("allowed", "not")
+    ]
+    claim = a_claim(
+        "c", a_result("gpu-0", request="allowed", adminAccess=True, tolerations=[{"operator": "Exists"}]),
+        a_result("gpu-0", request="not", adminAccess=True), requests=requests, at=AT,
+    )
+    made = told(a_device("gpu-0", taints=[taint])).tell("resourceclaims", claim)
+    for number in range(5):
+        made.tell("resourceslices", a_slice([a_device("gpu-0", {"n": number}, taints=[taint])]))
+    assert made.counts() == {("gpu", "taint"): 1, ("gpu", "selector"): 0}
+
+
+def test_a_slice_costs_one_question_for_each_claim_on_a_shared_device() -> None:
+    made = told(a_device("gpu-0", allowMultipleAllocations=True))
+    for number in range(50):
+        made.tell("resourceclaims", a_claim(f"c{number}", a_result("gpu-0", shareID=str(number)), at=AT))
+    asked = made.selectors = Later()
+    asked.verdict = Verdict.MATCH
+    made.tell("resourceslices", a_slice([a_device("gpu-0", {"n": 1}, allowMultipleAllocations=True)]))
+    assert asked.asked == 50
+
+
 def test_an_error_is_no_violation() -> None:
     assert asking().tell("resourceslices", a_slice([a_device("gpu-0")])).selector == 0
 
@@ -289,8 +317,10 @@ class Later:
 
     def __init__(self) -> None:
         self.verdict = Verdict.UNKNOWN
+        self.asked = 0
 
     def matches_all(self, expressions: Iterable[str], device: DeviceFacts) -> Match:
+        self.asked += 1
         return Match(self.verdict)
 
 

@@ -14,7 +14,7 @@ from claimscope.sim.apikinds import (
 )
 from claimscope.sim.apiserver import HttpFault, SimApiServer, User, in_version
 from claimscope.sim.cluster import KINDS
-from controller_process import Controller, durations, reasons, states, watch_errors
+from controller_process import Controller, durations, outcomes, reasons, states, watch_errors
 from controller_story import (
     BIG_WAITS,
     FURNISHED,
@@ -91,7 +91,7 @@ async def test_lost_history_costs_a_list_and_no_account(tmp_path: Path) -> None:
         after = await controller.until(lambda scrape: scrape if "team/new" in states(scrape) else None)
         assert states(after) == FURNISHED | {"team/new": "pending"}
         assert durations(after) == PHASES
-        assert after.by("outcome", "dra_claims_completed_total") == {"ran": 1.0}
+        assert outcomes(after) == {"ran": 1.0}
         assert watch_errors(after, "resourceclaims") == {"gone": 1.0}
         assert after.value(OWN + "watch_lists_total", resource="resourceclaims") == 2.0
         assert controller.said("WARNING") == []
@@ -257,7 +257,7 @@ async def test_a_claim_made_again_under_its_name_is_another(tmp_path: Path) -> N
         assert second.find("dra_claim_info", claim_uid="uid-first") == []
         assert states(second)["team/job"] == "pending"
         assert durations(second) == PHASES
-        assert second.by("outcome", "dra_claims_completed_total") == {"ran": 1.0}
+        assert outcomes(second) == {"ran": 1.0}
         await server.drop_watches()
         server.compact()
         await controller.until(lambda scrape: scrape.value(OWN + "watch_lists_total", resource="pods") == 2.0)

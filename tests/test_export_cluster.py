@@ -51,6 +51,11 @@ def test_running_claim_literally() -> None:
     )  # fmt: skip
 
 
+def test_a_device_that_stands_twice_in_an_allocation_is_one_series() -> None:
+    names = [each.family for each in claim_samples(replace(TRAIN, devices=(*TRAIN.devices, *TRAIN.devices)))]
+    assert (names.count("dra_claim_device_info"), names.count("dra_claim_device_health")) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("view", "expected"),
     [

@@ -22,7 +22,6 @@ from claimscope.kube.api import (
     InCluster,
     Kubeconfig,
     discover,
-    server_version,
 )
 from claimscope.sim.apikinds import DEVICE_TAINT_RULES, LEASES
 from claimscope.sim.apiserver import HttpFault, Kind
@@ -134,11 +133,6 @@ async def test_more_watches_than_a_default_pool_has_connections() -> None:
         for each in watches:
             each.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
-
-
-async def test_version_of_the_server() -> None:
-    async with serving() as (_, client):
-        assert (await server_version(client)).git_version == "v1.36.3"
 
 
 async def test_core_group_needs_no_discovery() -> None:

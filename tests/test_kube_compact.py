@@ -183,7 +183,7 @@ async def told(compact: bool, seconds: float) -> tuple[Engine, ClusterSnapshot]:
     def kept(kind: str, obj: Any) -> Any:
         return keepers[kind](obj) if kind in keepers else obj
 
-    for kind, objects in lists().items():
+    for kind, objects in lists(compact=False).items():
         engine.on_sync(kind, [kept(kind, obj) for obj in objects])
     for arrival in _until(seconds):
         clock.seconds = max(clock.seconds, arrival.seconds)
@@ -193,7 +193,7 @@ async def told(compact: bool, seconds: float) -> tuple[Engine, ClusterSnapshot]:
 
 
 def _until(seconds: float) -> list[Arrival]:
-    return [arrival for arrival in arrivals() if arrival.seconds <= seconds]
+    return [arrival for arrival in arrivals(compact=False) if arrival.seconds <= seconds]
 
 
 def without_unknown_health(view: ClaimView) -> ClaimView:

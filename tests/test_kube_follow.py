@@ -51,7 +51,7 @@ class Seen:
         self.status = WatchStatus()
         self._told = asyncio.Event()
 
-    def sync(self, kind: str, objects: list[Any]) -> None:
+    def sync(self, kind: str, objects: list[Any], unreadable: frozenset[str]) -> None:
         self.syncs += 1
         self.names[kind] = {entry.metadata.name for entry in objects}
         self._told.set()
@@ -151,9 +151,11 @@ async def test_kind_that_is_not_served_is_asked_for_again(caplog: pytest.LogCapt
         server.fail(GROUP, HttpFault(status=404), HttpFault(status=404))
         async with following(client, RULES) as seen:
             await seen.until(lambda: seen.status.served is False)
+            assert seen.status.absent
             assert [
                 (sample.family.removeprefix("claimscope_controller_watch_"), sample.value)
                 for sample in samples([seen.status])
+                if not sample.family.endswith("errors_total")
             ] == [
                 ("up", 0),
                 ("served", 0),
@@ -163,6 +165,7 @@ async def test_kind_that_is_not_served_is_asked_for_again(caplog: pytest.LogCapt
             ]
             await seen.until(lambda: seen.syncs == 1)
             assert (seen.status.up, seen.status.served, seen.status.errors) == (True, True, {})
+            assert not seen.status.absent
         assert [record.getMessage().split(":")[0] for record in caplog.records] == [
             "devicetaintrules cannot be followed",
             "devicetaintrules is served as v1",
@@ -192,8 +195,17 @@ async def test_forbidden_kind_costs_only_itself() -> None:
         async with following(client, RULES) as rules, following(client, CLAIMS) as claims:
             await claims.until(lambda: claims.names == {"resourceclaims": {"a"}})
             await rules.until(lambda: rules.status.served is False)
-            assert (rules.status.up, rules.status.synced) == (False, False)
+            assert (rules.status.up, rules.status.synced, rules.status.absent) == (False, False, False)
             assert (claims.status.up, claims.status.served) == (True, True)
+
+
+def errors(resource: str, **counts: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """What happens everywhere sooner or later starts at zero."""
+    common = ("unreachable", "forbidden", "gone", "rate_limited", "server_error", "malformed", "timeout")
+    return {
+        ("claimscope_controller_watch_errors_total", (("resource", resource), ("reason", reason))): count
+        for reason, count in (dict.fromkeys(common, 0) | counts).items()
+    }
 
 
 def test_families() -> None:
@@ -207,7 +219,7 @@ def test_families() -> None:
         events=7,
         undecodable=1,
     )
-    status.errors[ApiReason.GONE] += 1
+    status.errors.update({ApiReason.GONE: 1, ApiReason.CONFLICT: 2})
     found = {(sample.family, sample.labels): sample.value for sample in samples([status, WatchStatus(name="nodes")])}
     prefix, pods, nodes = "claimscope_controller_watch_", (("resource", "pods"),), (("resource", "nodes"),)
     assert found == {
@@ -217,7 +229,8 @@ def test_families() -> None:
         (f"{prefix}lists_total", pods): 2,
         (f"{prefix}events_total", pods): 7,
         (f"{prefix}undecodable_total", pods): 1,
-        (f"{prefix}errors_total", (*pods, ("reason", "gone"))): 1,
+        **errors("pods", gone=1, conflict=2),
+        **errors("nodes"),
         (f"{prefix}up", nodes): 0,
         (f"{prefix}lists_total", nodes): 0,
         (f"{prefix}events_total", nodes): 0,

@@ -103,7 +103,6 @@ async def test_first_candidate_makes_the_lease() -> None:
     async with serving(None, LEASES) as (server, client), candidates(client, ManualClock(), "a") as [a]:
         await until(lambda: a.working)
         assert (a.election.is_leader, a.election.holder, a.begun) == (True, "a", [LeaseSeen()])
-        assert a.election.previous_renew_wall is None
         assert spec_of(server) == {
             "holderIdentity": "a",
             "leaseDurationSeconds": 15,
@@ -383,11 +382,20 @@ async def test_lease_deleted_while_its_holder_is_away_is_made_anew_in_due_time()
             assert a.begun == [LeaseSeen(holder="other", renew_wall=START - 1)]
 
 
+async def test_errors_that_happen_everywhere_start_at_zero() -> None:
+    async with serving(None, LEASES) as (_, client), candidates(client, ManualClock(), "a") as [a]:
+        assert [dict(sample.labels) for sample in a.election.samples() if "errors_total" in sample.family] == [
+            {"reason": reason} for reason in (
+                "unreachable", "forbidden", "gone", "rate_limited", "server_error", "malformed", "timeout",
+            )
+        ]
+
+
 def errors(candidate: Candidate) -> dict[str, float]:
     return {
         dict(sample.labels)["reason"]: sample.value
         for sample in candidate.election.samples()
-        if sample.family == "claimscope_controller_lease_errors_total"
+        if sample.family == "claimscope_controller_lease_errors_total" and sample.value
     }
 
 

@@ -28,10 +28,12 @@ class Mirror:
         self.undecodable: list[str] = []
         self.changes: list[tuple[str, bool]] = []
         self.syncs = 0
+        self.unreadable: frozenset[str] = frozenset()
         self.status = WatchStatus()
         self._changed = asyncio.Event()
 
-    def sync(self, things: list[Thing]) -> None:
+    def sync(self, things: list[Thing], unreadable: frozenset[str]) -> None:
+        self.unreadable = unreadable
         self.things = {entry.metadata.name: entry.size for entry in things}
         self.syncs += 1
         self._changed.set()
@@ -475,6 +477,62 @@ async def test_object_that_cannot_be_decoded_costs_only_itself(first_list: First
         )
 
 
+@EVERY
+@pytest.mark.parametrize("keep", [None, lambda _: True])
+async def test_object_that_a_new_list_holds_undecodable_is_named(
+    first_list: FirstList, keep: Callable[[Thing], bool] | None
+) -> None:
+    async with serving() as (server, client):
+        await server.put(THING, thing("a", 1))
+        await server.put(THING, thing("b", 1))
+        async with following(client, first_list, keep) as mirror:
+            await mirror.until(lambda: mirror.syncs == 1)
+            assert mirror.unreadable == frozenset()
+            await watched(server)
+            await server.put(THING, {"metadata": {"name": "a"}, "size": "large"})
+            server.fail(PATH, HttpFault(status=410))
+            await server.drop_watches()
+            await mirror.until(lambda: mirror.syncs == 2)
+            assert (mirror.things, mirror.unreadable) == ({"b": 1}, frozenset({"/a"}))
+            await watched(server)
+            await server.delete(THING, "a")
+            await mirror.until(lambda: mirror.changes == [("a", False)])
+
+
+@EVERY
+async def test_no_change_overtakes_a_list_that_is_taken_in_slowly(first_list: FirstList) -> None:
+    told: list[str] = []
+    begun, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    status = WatchStatus()
+
+    async def sync(things: list[Thing], unreadable: frozenset[str]) -> None:
+        told.append(f"list of {len(things)}")
+        begun.set()
+        await go.wait()
+        told.append(f"taken, synced {status.synced}")
+
+    def change(entry: Thing, exists: bool) -> None:
+        told.append(entry.metadata.name)
+        done.set()
+
+    async with serving() as (server, client), asyncio.timeout(20):
+        await server.put(THING, thing("a"))
+        task = asyncio.create_task(ListWatch(
+            client, PATH, Thing, clock=SystemClock(), on_sync=sync, on_change=change, first_list=first_list,
+            status=status,
+        ).run())
+        await begun.wait()
+        await server.put(THING, thing("b"))
+        for _ in range(20):
+            await client.get("/version")  # whatever could come in the meantime has come
+        go.set()
+        await done.wait()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert (told, status.synced) == (["list of 1", "taken, synced False", "b"], True)
+
+
 async def test_object_that_cannot_be_decoded_any_more_is_seen_to_go() -> None:
     async with serving() as (server, client):
         await server.put(THING, thing("a", 1))
@@ -575,7 +633,7 @@ async def test_everything_that_a_real_server_sent_can_be_decoded(plural: str) ->
                 path,
                 RECORDED[plural].kind,
                 clock=SystemClock(),
-                on_sync=lambda _: None,
+                on_sync=lambda _, __: None,
                 on_change=change,
                 on_error=lambda _: over.set(),  # 404 once the recording is over
                 on_undecodable=undecodable.append,

@@ -133,7 +133,10 @@ def test_what_holds_devices_without_using_them_is_told_apart(state: ClusterState
         "prepare-failed-gpu": "prepare_failed",
         "pulling-gpu": "pulling",
     }
-    assert [name for name, view in views.items() if view.leaked] == ["leaked-gpu"]
+    lifecycle.tick(cluster, ORIGIN + 105.0)
+    assert [view.name for view in lifecycle.views.values() if view.leaked] == []  # watched for a minute, no longer
+    lifecycle.tick(cluster, ORIGIN + 106.0)
+    assert [view.name for view in lifecycle.views.values() if view.leaked] == ["leaked-gpu"]
     assert views["prefers-large"].alternative == "gpu/any"
     assert views["prefers-large"].pods == ("prioritized", "prioritized-second")
     assert views["rendering-extended-resources-x7k2p"].source == "extended_resource"
@@ -349,12 +352,12 @@ async def test_an_api_server_shows_the_cluster_and_its_changes() -> None:
     async with SimulatedCluster.open(clock=SystemClock()) as cluster:
         api = ApiClient(OpenAccess(cluster.url))
         try:
-            version = msgspec.json.decode(await api.get("/version"), type=objects.VersionInfo)
+            version = msgspec.json.decode(await api.get("/version"))
             listed = msgspec.json.decode(await api.get("/apis/resource.k8s.io/v1beta2/devicetaintrules"))
             claims = msgspec.json.decode(await api.get("/apis/resource.k8s.io/v1/resourceclaims"))
         finally:
             await api.close()
-    assert version.git_version == "v1.36.3"
+    assert version["gitVersion"] == "v1.36.3"
     assert [item["metadata"]["name"] for item in listed["items"]] == ["tpu-maintenance", "watch-amd"]
     assert "prefers-large" in [item["metadata"]["name"] for item in claims["items"]]
 

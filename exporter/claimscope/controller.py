@@ -12,7 +12,7 @@ import gc
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from claimscope.claims.engine import SHARE_OF_TIME, Engine
 from claimscope.claims.explain import Explanation, explain
 from claimscope.claims.lifecycle import Lifecycle
 from claimscope.claims.model import ClusterSnapshot
+from claimscope.claims.pending import Waiting
 from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import ControllerConfig
@@ -31,6 +32,7 @@ from claimscope.kube.follow import WatchStatus, follow, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
 from claimscope.kube.lease import LeaderElection, LeaseSeen
 from claimscope.kube.objects import unix_seconds
+from claimscope.looplag import LoopLag
 from claimscope.metrics.controller import own
 from claimscope.model import Sample
 from claimscope.web.cluster import make_cluster_application
@@ -135,13 +137,18 @@ class _Controller:
     leadership: _Leadership | None = None
     lost: _Leadership | None = None  # one that ended, for as long as nobody else is known to have led since
     snapshot: ClusterSnapshot | None = None
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _lag: LoopLag = field(init=False)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)  # ends the pause before the next snapshot
+
+    def __post_init__(self) -> None:
+        self._lag = LoopLag(self.clock)
 
     async def run(self) -> None:
         """Leads at once where there is no election, else whenever elected."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._publish(), name="publish")
+                tasks.create_task(self._lag.run(), name="lag")
                 if self.config.leader_election == "off":
                     tasks.create_task(self._lead(LeaseSeen()), name="lead")
                 else:
@@ -216,8 +223,8 @@ class _Controller:
     async def _follow(self, kind: WatchedKind, leadership: _Leadership) -> None:
         engine = leadership.engine
 
-        def on_sync(name: str, objects: list[Any]) -> None:
-            engine.on_sync(name, objects)
+        async def on_sync(name: str, objects: list[Any], unreadable: frozenset[str]) -> None:
+            await engine.take_list(name, objects, unreadable)
             self._news.set()
 
         def on_change(name: str, obj: Any, present: bool) -> None:  # noqa: ANN401 - of the kind's struct
@@ -248,6 +255,7 @@ class _Controller:
         leadership = self.leadership
         if leadership is None:
             return self._standby()
+        leadership.engine.set_unserved(_absent(leadership.statuses.values()))
         made = await leadership.engine.publish(complete=leadership.settled(self.clock.monotonic_ns()))
         if self.leadership is not leadership:  # lost while selectors were evaluated
             return self._standby()
@@ -260,6 +268,7 @@ class _Controller:
     def _own(self, leadership: _Leadership | None) -> list[Sample]:
         made = [] if self.build_info is None else [self.build_info]
         made += [own("leader", 1), own("leader_changes_total", 1)] if self.election is None else self.election.samples()
+        made.append(own("event_loop_lag_seconds", self._lag.longest_seconds))
         if leadership is None:
             return made
         made += samples(leadership.statuses.values())
@@ -301,14 +310,17 @@ class _Controller:
         if leadership is None or not leadership.complete or not self._leads():
             return None
         engine = leadership.engine
-        return await _explain(engine.cluster, engine.selectors, engine.lifecycle, namespace, name, self.clock)
+        return await _explain(
+            engine.cluster, engine.selectors, engine.lifecycle, engine.waiting, namespace, name, self.clock
+        )
 
 
 async def _explain(
-    cluster: Cluster, selectors: Selectors, lifecycle: Lifecycle, namespace: str, name: str, clock: Clock
+    cluster: Cluster, selectors: Selectors, lifecycle: Lifecycle, waiting: Waiting, namespace: str, name: str,
+    clock: Clock,
 ) -> Explanation:
     while True:
-        found = explain(cluster, selectors, lifecycle.views, namespace, name, clock.wall_ns() / 1e9)
+        found = explain(cluster, selectors, lifecycle.views, namespace, name, clock.wall_ns() / 1e9, waiting)
         if not await selectors.settle():
             return found
 
@@ -319,6 +331,11 @@ def _check(kind: WatchedKind, status: WatchStatus, now: float) -> Check:
         return Check(name=kind.name, ok=False, reason=f"not read yet ({failures or 'reading'}): {kind.about}")
     age = now - (status.last_heard_wall or now)
     return Check(name=kind.name, ok=age < STALE_SECONDS, reason=f"heard of {age:.0f} s ago")
+
+
+def _absent(statuses: Iterable[WatchStatus]) -> set[str]:
+    """The kinds that the API server does not know."""
+    return {status.name for status in statuses if status.absent}
 
 
 def _heartbeats(cluster: Cluster) -> list[Sample]:
@@ -343,8 +360,8 @@ async def explain_once(
     selectors = Selectors()
     read = asyncio.Event()
 
-    def on_sync(kind: str, objects: list[Any]) -> None:
-        changes = cluster.sync(kind, objects)
+    def on_sync(kind: str, objects: list[Any], unreadable: frozenset[str]) -> None:
+        changes = cluster.sync(kind, objects, unreadable)
         lifecycle.take(changes, cluster, arrival_ns=clock.monotonic_ns(), wall=clock.wall_ns() / 1e9)
         read.set()
 
@@ -362,7 +379,8 @@ async def explain_once(
         claims = kinds[0]
         await discover(api, claims.group, claims.versions, claims.plural)
         await _read_all(kinds, statuses, read)
-        return await _explain(cluster, selectors, lifecycle, namespace, name, clock)
+        cluster.unserved = _absent(statuses)
+        return await _explain(cluster, selectors, lifecycle, Waiting(), namespace, name, clock)
     except ApiError as error:
         raise ControllerError(str(error)) from error
     finally:

@@ -3,55 +3,63 @@
 Every published device of the newest generation of its pool is in exactly one state, the first of these that holds:
 
 allocated   a claim that does not merely observe holds it. A device that claims may share is allocated only when not
-            even the smallest share that its request policies allow is left; what is taken of it has its own family.
-unhealthy   a NoSchedule or NoExecute taint says that something is wrong with it (HEALTH_KEYS).
+            even the smallest share that its request policies allow is left, and without a policy as soon as one claim
+            has some of it, since a plain claim takes all; what is taken of it has its own family.
+unhealthy   a NoSchedule or NoExecute taint says that something is wrong with it (HEALTH_WORDS).
 tainted     any other NoSchedule or NoExecute taint.
 reserved    free, and yet nobody can have it: partitions that overlap it have taken the counters it draws from, or its
-            pool is incomplete or broken, which makes the scheduler pass it over.
+            pool is being rewritten, has lost its slices for the moment or is broken, which makes the scheduler pass it
+            over. Its devices are then those that were published before.
 free        the rest.
 
 What the kubelet reports about health in pod status concerns allocated devices alone, so it decides no state here.
 Only allocated and free are shown where they are zero; a pool without tainted devices has no series that says so.
 A device counts in every class that it matches, and under an empty class where it is known to match none, or where it
-cannot be told. Drivers are data: nothing here knows a vendor beyond the keys of its health taints.
+cannot be told. Drivers are data: nothing here knows a vendor. What is left of a device is reckoned as the search for
+devices does it.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from claimscope.claims.cluster import Cluster, node_matches
-from claimscope.claims.fitting import DEVICES_PER_CLAIM
-from claimscope.claims.model import DeviceFacts, Holding, Pool, PoolKey
+from claimscope.claims.fitting import (
+    DEVICES_PER_CLAIM,
+    CounterKey,
+    Stock,
+    Stocked,
+    consumption_of,
+    counters_of,
+    has_share_left,
+    serves,
+    stock_of,
+)
+from claimscope.claims.model import DeviceFacts, Pool, PoolKey
 from claimscope.claims.quantity import Quantity, QuantityError
 from claimscope.claims.selectors import Verdict
 from claimscope.claims.taints import Matcher, expressions_of
-from claimscope.kube.objects import Capacity as DeviceCapacity
 from claimscope.kube.objects import NodeSelector, NodeSelectorTerm
 from claimscope.metrics.cluster import sample
 from claimscope.model import Sample
 
-HEALTH_KEYS: Final = frozenset({
-    "gpu.nvidia.com/xid",
-    "gpu.nvidia.com/gpu-lost",
-    "claimscope.io/degraded",
-    "claimscope.io/unhealthy",
-    "claimscope.io/lost",
-})
+# A taint whose key has one of these in its name, behind the driver's domain, says that the device is not well. The keys
+# are each driver's own: xid and gpu-lost are NVIDIA's, unhealthy and the like AMD's, Intel's and this project's.
+HEALTH_WORDS: Final = ("health", "unhealthy", "xid", "lost", "degraded", "error", "failed", "failure", "fault")
+_HEALTH: Final = re.compile("|".join(HEALTH_WORDS).replace("fault", "(?<!de)fault"), re.IGNORECASE)
 
 _NO_CLASS: Final = ""
+_AT_ONCE: Final = 1000  # pools, some 0.15 s
 _FRUITLESS: Final = 16  # pools without news after which the look for newly evaluated selectors ends
 
-CounterKey = tuple[str, str]  # counter set, counter
-Amounts = Mapping[CounterKey, Fraction]
-
-_NOTHING: Final[Amounts] = {}
+Amounts = Mapping[CounterKey, Quantity]
 
 
 class State(enum.Enum):
@@ -81,8 +89,7 @@ class _Known:
     pool: Pool
     members: tuple[tuple[str, ...], ...]  # classes of each device
     unsettled: bool  # a selector was not evaluated yet
-    needs: tuple[Amounts, ...]  # counters that each device draws while it is allocated
-    counters: Amounts
+    counters: Amounts  # while nothing is allocated
     places: tuple[_Place, ...]
 
 
@@ -145,6 +152,8 @@ class Capacity:
     def __init__(self) -> None:
         self._classes: dict[str, tuple[str, ...] | None] | None = None
         self._counted: dict[PoolKey, _Counted] = {}
+        self._dirty: set[PoolKey] = set()  # to be counted anew
+        self._stale = False  # something was counted since the result was put together
         self._unsettled: dict[PoolKey, None] = {}  # longest waiting first
         self._on_node: dict[str, dict[str, int]] = {}  # class -> node -> devices that could be had there
         self._roaming: dict[PoolKey, Mapping[tuple[str, _Place], int]] = {}  # those usable on several nodes
@@ -153,22 +162,37 @@ class Capacity:
 
     def samples(self, cluster: Cluster, selectors: Matcher) -> list[Sample]:
         """dra_pool_*, dra_device_shared_* and dra_class_largest_claim_devices."""
-        dirty = cluster.take_dirty_pools()
-        classes = {name: expressions_of(each.spec.selectors) for name, each in cluster.classes.items()}
-        reclassed = classes != self._classes
-        if reclassed:
-            self._classes = classes
-            dirty |= cluster.pools.keys() | self._counted.keys()
-            for key in dirty:
-                self._forget(key)
-        dirty |= self._settled(cluster, selectors, dirty)
+        self._follow(cluster)
+        self._dirty |= self._settled(cluster, selectors, self._dirty)
         relabelled = self._nodes.follow(cluster) and bool(self._roaming)
-        if dirty or reclassed or relabelled:
-            for key in dirty:
+        if self._dirty or self._stale or relabelled:
+            for key in self._dirty:
                 self._count(key, cluster, selectors)
+            self._dirty.clear()
+            self._stale = False
             self._result = [each for counted in self._counted.values() for each in counted.samples]
             self._result += self._largest(cluster)
         return list(self._result)
+
+    def counting(self, cluster: Cluster, selectors: Matcher) -> Iterator[None]:
+        """Counts all that is to be counted, with a pause after each thousand pools; `samples` has little left then."""
+        self._follow(cluster)
+        while self._dirty:
+            for key in [self._dirty.pop() for _ in range(min(_AT_ONCE, len(self._dirty)))]:
+                self._count(key, cluster, selectors)
+            self._stale = True
+            yield
+
+    def _follow(self, cluster: Cluster) -> None:
+        """Notes which pools are to be counted anew."""
+        self._dirty |= cluster.take_dirty_pools()
+        classes = {name: expressions_of(each.spec.selectors) for name, each in cluster.classes.items()}
+        if classes != self._classes:
+            self._classes = classes
+            self._stale = True
+            self._dirty |= cluster.pools.keys() | self._counted.keys()
+            for key in self._dirty:
+                self._forget(key)
 
     def _settled(self, cluster: Cluster, selectors: Matcher, dirty: set[PoolKey]) -> set[PoolKey]:
         """Pools whose selectors have verdicts now; a short look where there are none."""
@@ -242,13 +266,7 @@ class Capacity:
             pool=pool,
             members=tuple(members),
             unsettled=unsettled,
-            needs=tuple(_needs(device) for device in pool.devices),
-            counters={
-                (name, counter): amount
-                for name, counters in pool.counters.items()
-                for counter, text in counters.items()
-                if (amount := _amount(text)) is not None
-            },
+            counters=counters_of(pool),
             places=tuple([alike.setdefault(place, place) for place in map(_place, pool.devices)]),
         )
 
@@ -277,44 +295,33 @@ class Capacity:
 
 def _count(known: _Known, cluster: Cluster) -> _Counted:
     pool = known.pool
-    holders = [_holders(cluster, device) for device in pool.devices]
-    left = dict(known.counters)
-    for needs, holding in zip(known.needs, holders, strict=True):
-        if holding:
-            _draw(left, needs)
-    # A shared device in use has drawn its counters already; further shares draw nothing.
-    open_needs = [_NOTHING if holding else needs for needs, holding in zip(known.needs, holders, strict=True)]
-    states = [
-        _state(device, holding, needs, left, pool, cluster)
-        for device, holding, needs in zip(pool.devices, holders, open_needs, strict=True)
-    ]
+    stock = stock_of(cluster, pool)
+    states = [_state(stocked, stock) for stocked in stock.devices]
     samples = [
         *_states(known, states),
         sample("dra_pool_complete", 1 if pool.complete else 0, *pool.key),
-        *_counters(known, left),
-        *(each for device, holding in zip(pool.devices, holders, strict=True) if device.shared
-          for each in _shares(device, holding)),
+        sample("dra_pool_published", 1 if pool.published else 0, *pool.key),
+        *_counters(known, stock.counters),
+        *(each for stocked in stock.devices if stocked.facts.shared for each in _shares(stocked)),
     ]
-    return _Counted(known=known, samples=tuple(samples), available=_available(known, states, open_needs, left))
+    return _Counted(known=known, samples=tuple(samples), available=_available(known, states, stock))
 
 
-def _holders(cluster: Cluster, device: DeviceFacts) -> tuple[Holding, ...]:
-    """Who holds a device, observers left out."""
-    holdings = cluster.holdings(device.key)
-    return tuple(each for each in holdings if not each.admin) if holdings else ()
-
-
-def _state(
-    device: DeviceFacts, holding: tuple[Holding, ...], needs: Amounts, left: Amounts, pool: Pool, cluster: Cluster
-) -> State:
-    if holding and not (device.shared and _share_fits(device, holding)):
+def _state(stocked: Stocked, stock: Stock) -> State:
+    fits = not stocked.facts.shared or has_share_left(stocked)
+    if stocked.held or (stocked.drawn and not fits):
         return State.ALLOCATED
-    keys = [taint.key for taint in cluster.taints(device.key) if taint.blocks]
-    if keys:
-        return State.TAINTED if HEALTH_KEYS.isdisjoint(keys) else State.UNHEALTHY
-    if pool.problem is not None or not pool.complete:
+    if stocked.taints:
+        return State.UNHEALTHY if any(says_unwell(taint.key) for taint in stocked.taints) else State.TAINTED
+    if not (fits and serves(stock.pool) and _fits(stock.counters, _needs(stocked))):
         return State.RESERVED
-    return State.FREE if _fits(left, needs) else State.RESERVED
+    return State.FREE
+
+
+@lru_cache(maxsize=1024)
+def says_unwell(key: str) -> bool:
+    """Whether the key of a taint says that something is wrong with the device."""
+    return _HEALTH.search(key.rpartition("/")[2]) is not None
 
 
 def _states(known: _Known, states: list[State]) -> Iterator[Sample]:
@@ -332,57 +339,50 @@ def _states(known: _Known, states: list[State]) -> Iterator[Sample]:
 def _counters(known: _Known, left: Amounts) -> Iterator[Sample]:
     for key in sorted(known.counters):
         capacity = known.counters[key]
-        yield sample("dra_pool_counter_capacity", float(capacity), *known.pool.key, *key)
-        yield sample("dra_pool_counter_consumed", float(capacity - left[key]), *known.pool.key, *key)
+        yield sample("dra_pool_counter_capacity", capacity.as_float(), *known.pool.key, *key[1:])
+        yield sample("dra_pool_counter_consumed", (capacity - left[key]).as_float(), *known.pool.key, *key[1:])
 
 
-def _available(
-    known: _Known, states: list[State], needs: list[Amounts], left: Amounts
-) -> dict[tuple[str, _Place], int]:
+def _available(known: _Known, states: list[State], stock: Stock) -> dict[tuple[str, _Place], int]:
     """How many free devices of a class could be had together at one place.
 
     A shared device counts once. Partitions are taken greedily, the least demanding first; devices of one pool at
     different places are looked at apart, although they may draw from the same counters.
     """
-    groups: dict[tuple[str, _Place], list[Amounts]] = {}
+    groups: dict[tuple[str, _Place], list[Stocked]] = {}
     for index, state in enumerate(states):
         if state is State.FREE:
             for name in known.members[index]:
-                groups.setdefault((name, known.places[index]), []).append(needs[index])
+                groups.setdefault((name, known.places[index]), []).append(stock.devices[index])
     if not known.counters:
         return {group: len(devices) for group, devices in groups.items()}
-    return {group: _together(devices, dict(left), known.counters) for group, devices in groups.items()}
+    return {
+        group: _together([_needs(each) for each in devices], dict(stock.counters), known.counters)
+        for group, devices in groups.items()
+    }
 
 
-def _together(devices: list[Amounts], left: dict[CounterKey, Fraction], whole: Amounts) -> int:
+def _together(devices: list[Amounts], left: dict[CounterKey, Quantity], whole: Amounts) -> int:
+    def part(needs: Amounts) -> float:
+        return sum(float(need.value / whole[key].value) for key, need in needs.items() if need.sign > 0)
+
     taken = 0
-    for needs in sorted(devices, key=lambda each: sum(need / whole[key] for key, need in each.items() if need > 0)):
+    for needs in sorted(devices, key=part):
         if _fits(left, needs):
-            _draw(left, needs)
+            for key, need in needs.items():
+                left[key] = left[key] - need
             taken += 1
     return taken
 
 
-def _draw(left: dict[CounterKey, Fraction], needs: Amounts) -> None:
-    for key, need in needs.items():
-        if key in left:
-            left[key] -= need
+def _needs(stocked: Stocked) -> Amounts:
+    """What taking a device draws from its pool's counters; a shared one that is in use draws nothing more."""
+    return {} if stocked.drawn or not stocked.facts.consumes else dict(consumption_of(stocked.facts))
 
 
 def _fits(left: Amounts, needs: Amounts) -> bool:
     """A counter that the pool does not have gives nothing."""
-    return all(need <= left.get(key, Fraction(0)) for key, need in needs.items())
-
-
-def _needs(device: DeviceFacts) -> Amounts:
-    if not device.consumes:
-        return _NOTHING
-    return {
-        (consumption.counter_set, name): amount
-        for consumption in device.consumes
-        for name, counter in (consumption.counters or {}).items()
-        if (amount := _amount(counter.value)) is not None
-    }
+    return all(key in left and need <= left[key] for key, need in needs.items())
 
 
 def _place(device: DeviceFacts) -> _Place:
@@ -391,49 +391,17 @@ def _place(device: DeviceFacts) -> _Place:
     return _Place(selector=msgspec.json.encode(device.node_selector or NodeSelector()))  # an empty one takes no node
 
 
-def _amount(text: str) -> Fraction | None:
-    """A quantity; None where the text is none, which leaves the series out."""
-    try:
-        return Quantity.parse(text).value
-    except QuantityError:
-        return None
-
-
 # --- one shared device ---
 
 
-def _shares(device: DeviceFacts, holding: tuple[Holding, ...]) -> Iterator[Sample]:
-    for name in sorted(device.capacity):
-        amount = _amount(device.capacity[name].value)
-        if amount is not None:
-            taken = _consumed(device, holding, name)
-            yield sample("dra_device_shared_capacity", float(amount), *device.key, name)
-            yield sample("dra_device_shared_capacity_consumed", float(taken), *device.key, name)
-
-
-def _consumed(device: DeviceFacts, holding: tuple[Holding, ...], name: str) -> Fraction:
-    """What claims take of a capacity; results may spell its name with the driver's domain before it."""
-    texts = (each.consumed.get(name, each.consumed.get(f"{device.key.driver}/{name}")) for each in holding)
-    return sum((amount for text in texts if text is not None and (amount := _amount(text)) is not None), Fraction(0))
-
-
-def _share_fits(device: DeviceFacts, holding: tuple[Holding, ...]) -> bool:
-    """Whether one more share can be had; a device without any capacity has no end of them."""
-    for name, capacity in device.capacity.items():
-        amount = _amount(capacity.value)
-        if amount is None:
-            continue
-        left = amount - _consumed(device, holding, name)
-        if (left <= 0 and amount > 0) or left < _smallest_share(capacity):
-            return False
-    return True
-
-
-def _smallest_share(capacity: DeviceCapacity) -> Fraction:
-    """The least that a claim takes of a capacity; without a policy it may ask for however little."""
-    policy = capacity.request_policy
-    if policy is None:
-        return Fraction(0)
-    lower = policy.valid_range.min if policy.valid_range is not None else None
-    texts = [text for text in (*(policy.valid_values or ()), lower, policy.default) if text is not None]
-    return min((amount for text in texts if (amount := _amount(text)) is not None), default=Fraction(0))
+def _shares(stocked: Stocked) -> Iterator[Sample]:
+    device = stocked.facts
+    for name in sorted(stocked.left):
+        try:
+            whole = Quantity.parse(device.capacity[name].value)
+        except QuantityError:
+            continue  # no number, no series
+        yield sample("dra_device_shared_capacity", whole.as_float(), *device.key, name)
+        yield sample(
+            "dra_device_shared_capacity_consumed", (whole - stocked.left[name]).as_float(), *device.key, name
+        )

@@ -450,13 +450,17 @@ def unknown(question: Question, why: str = "") -> Diagnosis:
 def _what_is_known(question: Question) -> str:
     pod = question.pod
     if question.unallocated is not None and is_bound(pod):
-        return (f"pod {pod.metadata.name} is on node {pod.spec.node_name}, and the claim has no devices: whoever put it "
-                "there allocates no claims, or the claim was released since")
+        return (f"pod {pod.metadata.name} is on node {pod.spec.node_name}, and the claim has no devices: whoever put "
+                "it there allocates no claims, or the claim was released since")
     if question.allocated is not None and question.said:
         return "it has its devices, and the scheduler has not said since what keeps the pod"
     if question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
         near = ", ".join(each.node for each in question.shortage.closest) or "a node"
         words = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near}"
+        short = [name for name in question.resources if f"Insufficient {name}" in question.said]
+        if short:
+            return (f"the scheduler looks for {', '.join(short)} at device plugins alone, yet devices are free on "
+                    f"{near}: is feature gate DRAExtendedResource on?")
         if not question.reads("devicetaintrules"):
             words += ", as far as is known: DeviceTaintRules cannot be read, so their taints are not known"
         return words

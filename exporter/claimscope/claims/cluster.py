@@ -6,9 +6,9 @@ decides nothing: states, causes and counts are made from it elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, Pool, PoolKey, StandingTaint
 from claimscope.claims.published import PublishedSlice, flatten
@@ -30,6 +30,14 @@ from claimscope.kube.objects import (
 
 _NOTHING: Mapping[str, str] = {}
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
+
+# A kubelet deletes all slices of its node when it starts, and those of a driver that has been away for 30 s (Kubernetes
+# pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go): the devices are still there, and claims still hold them.
+UNPUBLISHED_SECONDS: Final = 600.0
+EVENT_SECONDS: Final = 3600.0  # the API server forgets events after an hour (--event-ttl)
+EVENTS_OF_STRANGERS: Final = 10_000  # events of one reason on pods that are not known
+_SWEEP_SECONDS: Final = 60.0
+_AT_ONCE: Final = 2_000  # objects of a list, some 50 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +191,9 @@ class Cluster:
         self.unserved: set[str] = set()  # kinds that the API server does not serve: there are none
         self._slices: dict[str, PublishedSlice] = {}
         self._slices_of_pool: dict[PoolKey, set[str]] = {}
+        self._whole: dict[PoolKey, Pool] = {}  # as it was when all its slices were last there
+        self._vanished: dict[PoolKey, float | None] = {}  # pools without slices, and since when as far as ticks tell
+        self._swept_wall: float | None = None
         self._pods_of_claim: dict[Key, tuple[Key, ...]] = {}
         self._holdings: dict[DeviceKey, tuple[Holding, ...]] = {}
         self._events: dict[str, dict[tuple[str, str], Event]] = {}  # reason -> (namespace/pod, uid) -> newest
@@ -198,16 +209,37 @@ class Cluster:
 
     # --- taking news in ---
 
-    def sync(self, kind: str, objects: Iterable[Any]) -> list[Change]:
-        """Takes a whole list of a kind; answers what it changes."""
-        self.synced.add(kind)
+    def sync(self, kind: str, objects: Iterable[Any], unreadable: Collection[str] = ()) -> list[Change]:
+        """Takes a whole list of a kind; answers what it changes.
+
+        `unreadable` are "namespace/name" of objects that stand in the list and could not be decoded: what is known of
+        them stays.
+        """
+        return [change for part in self.sync_parts(kind, objects, unreadable) for change in part]
+
+    def sync_parts(
+        self, kind: str, objects: Iterable[Any], unreadable: Collection[str] = (), at_once: int = _AT_ONCE
+    ) -> Iterator[list[Change]]:
+        """Takes a list as `sync` does, with a pause after each part; nothing else of the kind may come in between.
+
+        A kind counts as read with the last part, which may be empty.
+        """
         incoming = {self._identity(kind, obj): obj for obj in objects}
-        changes: list[Change] = []
-        for identity in [identity for identity in self._known(kind) if identity not in incoming]:
-            changes += self._put(kind, identity, None, listed=True)
-        for identity, obj in incoming.items():
-            changes += self._put(kind, identity, obj, listed=True)
-        return changes
+        spared = {name.lstrip("/") for name in unreadable}
+        puts: list[tuple[Any, Any | None]] = [
+            (identity, None)
+            for identity in self._known(kind)
+            if identity not in incoming and str(identity) not in spared
+        ]
+        puts += incoming.items()
+        for start in range(0, len(puts), at_once):
+            part = puts[start : start + at_once]
+            if start + at_once >= len(puts):
+                self.synced.add(kind)
+            yield [change for identity, obj in part for change in self._put(kind, identity, obj, listed=True)]
+        if not puts:
+            self.synced.add(kind)
+            yield []
 
     def apply(self, kind: str, obj: Any, present: bool) -> list[Change]:  # noqa: ANN401 - of the kind's struct
         """Takes one event of a watch; answers what it changes."""
@@ -366,17 +398,34 @@ class Cluster:
             self._derive(pool)
 
     def _derive(self, key: PoolKey) -> None:
-        """The pool's newest generation, from its slices."""
+        """The pool's newest generation, from its slices; its devices are the last known ones until it is complete."""
         self._touch_pools((key,))
         old = self.pools.pop(key, None)
         for device in old.devices if old is not None else ():
             self.devices.pop(device.key, None)
             self.tainted.discard(device.key)
         names = self._slices_of_pool.get(key)
-        if not names:
+        if names:
+            pool = self._published(key, [self._slices[name] for name in sorted(names)])
+            self._vanished.pop(key, None)
+        else:
             self._slices_of_pool.pop(key, None)
-            return
-        slices = [self._slices[name] for name in sorted(names)]
+            if old is None:
+                return
+            pool = replace(old, slices_seen=0, published=False)
+            self._vanished.setdefault(key, None)
+        whole = self._whole.get(key)
+        if pool.complete:
+            self._whole[key] = pool
+        elif whole is not None:
+            pool = replace(pool, devices=whole.devices, counters=whole.counters, problem=None)
+        self.pools[key] = pool
+        for device in pool.devices:
+            self.devices[device.key] = device
+            if device.taints:
+                self.tainted.add(device.key)
+
+    def _published(self, key: PoolKey, slices: list[PublishedSlice]) -> Pool:
         generation = max(each.generation for each in slices)
         newest = [each for each in slices if each.generation == generation]
         devices: dict[str, DeviceFacts] = {}
@@ -386,7 +435,7 @@ class Cluster:
                 if device.key.device in devices:
                     problem = f"two slices of pool {key.pool} publish a device named {device.key.device}"
                 devices[device.key.device] = device
-        pool = Pool(
+        return Pool(
             key=key,
             generation=generation,
             slices_seen=len(newest),
@@ -395,11 +444,53 @@ class Cluster:
             counters={name: counters for each in newest for name, counters in each.counters.items()},
             problem=problem,
         )
-        self.pools[key] = pool
-        for device in pool.devices:
-            self.devices[device.key] = device
-            if device.taints:
-                self.tainted.add(device.key)
+
+    # --- time ---
+
+    def tick(self, wall: float) -> bool:
+        """Lets time pass; True where something was forgotten: pools that stay away, events of pods that are not known.
+
+        A pool whose node is gone as well does not come back, and is forgotten at once.
+        """
+        forgotten = False
+        for key, since in list(self._vanished.items()):
+            if since is None:
+                self._vanished[key] = wall
+            if (since is not None and wall - since >= UNPUBLISHED_SECONDS) or self._without_node(self.pools[key]):
+                self._forget_pool(key)
+                forgotten = True
+        if self._swept_wall is None or abs(wall - self._swept_wall) >= _SWEEP_SECONDS:
+            self._swept_wall = wall
+            for events in self._events.values():
+                self._sweep(events, wall)
+        return forgotten
+
+    def _without_node(self, pool: Pool) -> bool:
+        nodes = {device.node for device in pool.devices}
+        return "nodes" in self.synced and None not in nodes and self.nodes.keys().isdisjoint(nodes)
+
+    def _forget_pool(self, key: PoolKey) -> None:
+        self.revision += 1
+        self._touch_pools((key,))
+        del self._vanished[key]
+        self._whole.pop(key, None)
+        for device in self.pools.pop(key).devices:
+            self.devices.pop(device.key, None)
+            self.tainted.discard(device.key)
+
+    def _sweep(self, events: dict[tuple[str, str], Event], wall: float) -> None:
+        """An event may come before its pod does; one on a pod that does not come is kept no longer than by the API."""
+        strangers: list[tuple[str, str]] = []
+        for about in list(events):
+            pod = self.pods.get(Key(*about[0].split("/", 1)))
+            if pod is not None and pod.metadata.uid == about[1]:
+                continue
+            if event_wall(events[about]) < wall - EVENT_SECONDS:
+                del events[about]
+            else:
+                strangers.append(about)
+        for about in strangers[: max(0, len(strangers) - EVENTS_OF_STRANGERS)]:
+            del events[about]
 
     def _touch_pools(self, keys: Iterable[PoolKey]) -> None:
         for key in keys:
@@ -490,12 +581,6 @@ class Cluster:
             "resourceslices": len(self._slices),
             **{f"events/{reason}": len(events) for reason, events in self._events.items()},
         }
-
-    def iterate_pods(self) -> Iterator[tuple[Pod, PodClaim]]:
-        """Every claim entry of every pod."""
-        for pod in self.pods.values():
-            for entry in claims_of(pod):
-                yield pod, entry
 
 
 def _effect(effect: str) -> str:

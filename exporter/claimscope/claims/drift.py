@@ -68,11 +68,6 @@ def devices_annotation(entries: Iterable[DevicesEntry]) -> str:
     return msgspec.json.encode(sorted(entries, key=msgspec.json.encode)).decode()
 
 
-def drift_samples(cluster: Cluster) -> list[Sample]:
-    """dra_node_drift_info, worked out anew."""
-    return Drift().samples(cluster)
-
-
 class Drift:
     """Keeps what was read of each Lease and pool, and says once which annotation cannot be read."""
 

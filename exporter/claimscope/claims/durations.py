@@ -24,6 +24,12 @@ LIFETIME = "lifetime"
 _Labels = TypeVar("_Labels")
 
 PHASES = (*(phase.value for phase in Phase), READY)
+# How an allocation can end, or a claim that never had one.
+OUTCOMES = ("ran", "never_ran", "evicted", "never_allocated", "unknown")
+# Series made at zero, so that rate() and increase() see the first event: up to so many classes (10 histograms each) and
+# pairs of namespace and class (6 counters each). What comes above that begins with its first event.
+MOST_SEEDED_CLASSES = 100
+MOST_SEEDED_PAIRS = 1_000
 
 
 class Moment(NamedTuple):
@@ -35,6 +41,15 @@ class Moment(NamedTuple):
     def counts_after(self, wall: float) -> bool:
         """Whether this happened under our own eyes, or states that it happened after `wall`."""
         return self.arrival_ns is not None or (self.stamp is not None and self.stamp > wall)
+
+    def is_after(self, other: Moment) -> bool:
+        """True where each clock that tells of both says so: one watch may lag behind another."""
+        later_by = [
+            one > two
+            for one, two in ((self.arrival_ns, other.arrival_ns), (self.stamp, other.stamp))
+            if one is not None and two is not None
+        ]
+        return bool(later_by) and all(later_by)
 
 
 @lru_cache(maxsize=16_384)
@@ -111,6 +126,22 @@ class Figures:
     _completed: dict[tuple[str, str, str], int] = field(default_factory=dict)  # namespace, class, outcome
     _evictions: dict[tuple[str, str], int] = field(default_factory=dict)  # namespace, class
     _skipped: dict[tuple[str, str], int] = field(default_factory=dict)  # phase, reason
+    _seeded: set[str] = field(default_factory=set)  # classes
+
+    def seed(self, namespace: str, deviceclass: str, *, waits: bool) -> None:
+        """Makes what a claim of this namespace and class may count visible at zero; `waits` if it takes phases."""
+        pair = (namespace, deviceclass)
+        if pair not in self._evictions and len(self._evictions) < MOST_SEEDED_PAIRS:
+            self._evictions[pair] = 0
+            for outcome in OUTCOMES:
+                self._completed.setdefault((*pair, outcome), 0)
+                if deviceclass in self._seeded or len(self._seeded) < MOST_SEEDED_CLASSES:
+                    _series(self._lifetimes, (deviceclass, outcome), LIFETIME_BOUNDS)
+        if waits and deviceclass not in self._seeded and len(self._seeded) < MOST_SEEDED_CLASSES:
+            self._seeded.add(deviceclass)
+            _series(self._ready, deviceclass, DURATION_BOUNDS)
+            for phase in Phase:
+                _series(self._phases, (deviceclass, phase.value), DURATION_BOUNDS)
 
     def phase(self, deviceclass: str, phase: str, seconds: float | Skip) -> None:
         """One phase of one allocation, or READY."""
@@ -138,7 +169,7 @@ class Figures:
         self._completed[labels] = self._completed.get(labels, 0) + 1
 
     def evicted(self, namespace: str, deviceclass: str) -> None:
-        """One pod evicted from one claim."""
+        """One pod evicted that had claims of a class."""
         self._evictions[namespace, deviceclass] = self._evictions.get((namespace, deviceclass), 0) + 1
 
     def samples(self) -> list[Sample | Histogram]:
@@ -163,9 +194,15 @@ class Figures:
         return found
 
 
-def _observe(table: dict[_Labels, _Series], labels: _Labels, seconds: float, bounds: tuple[float, ...]) -> None:
+def _series(table: dict[_Labels, _Series], labels: _Labels, bounds: tuple[float, ...]) -> _Series:
+    """The series of these labels, made at zero where there is none."""
     series = table.get(labels)
     if series is None:
         series = table[labels] = _Series([0] * (len(bounds) + 1))
+    return series
+
+
+def _observe(table: dict[_Labels, _Series], labels: _Labels, seconds: float, bounds: tuple[float, ...]) -> None:
+    series = _series(table, labels, bounds)
     series.counts[bisect_left(bounds, seconds)] += 1
     series.sum += seconds

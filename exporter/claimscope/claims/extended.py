@@ -6,7 +6,6 @@ The scheduler makes the claim only together with its allocation, so while the po
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -46,11 +45,12 @@ class ExtendedResources:
 
     def need_of(self, pod: Pod) -> ExtendedNeed | None:
         """What a pod waits for that DRA alone can give it."""
-        if pod.status.extended_resource_claim_status is not None or is_bound(pod):
+        asked = list(_asked(pod))
+        if not asked or pod.status.extended_resource_claim_status is not None or is_bound(pod):
             return None
         requests: list[ClaimRequest] = []
         resources: dict[str, None] = {}
-        for resource, number in _asked(pod):
+        for resource, number in asked:
             name = self._class_of(resource)
             if name is not None and resource not in self._offered():
                 resources[resource] = None
@@ -83,21 +83,30 @@ class ExtendedResources:
 
 def _asked(pod: Pod) -> Iterator[tuple[str, int]]:
     """What each container asks for; init containers are done before, so only what they ask for beyond counts."""
-    initial = pod.spec.init_containers or []
-    sidecars = [each for each in initial if each.restart_policy == "Always"]
-    asked: Counter[str] = Counter()
-    for container in (*(pod.spec.containers or ()), *sidecars):
-        for resource, number in _limits(container):
-            asked[resource] += number
-            yield resource, number
-    for container in initial:
-        for resource, number in _limits(container) if container not in sidecars else ():
-            if number > asked[resource]:
-                yield resource, number - asked[resource]
-                asked[resource] = number
+    asked: dict[str, int] = {}
+    for container in pod.spec.containers or ():
+        yield from _add(asked, container)
+    for container in pod.spec.init_containers or ():
+        if container.restart_policy == "Always":
+            yield from _add(asked, container)
+    for container in pod.spec.init_containers or ():
+        if container.restart_policy != "Always":
+            for resource, number in _limits(container):
+                before = asked.get(resource, 0)
+                if number > before:
+                    asked[resource] = number
+                    yield resource, number - before
+
+
+def _add(asked: dict[str, int], container: Container) -> Iterator[tuple[str, int]]:
+    for resource, number in _limits(container):
+        asked[resource] = asked.get(resource, 0) + number
+        yield resource, number
 
 
 def _limits(container: Container) -> Iterator[tuple[str, int]]:
-    for name, amount in ((container.resources.limits if container.resources else None) or {}).items():
+    if container.resources is None or not container.resources.limits:
+        return
+    for name, amount in container.resources.limits.items():
         if "/" in name and str(amount).isdigit() and int(amount) > 0:
             yield name, int(amount)

@@ -96,12 +96,7 @@ def _quantity(text: str) -> Quantity | None:
 def stock_of(cluster: Cluster, pool: Pool) -> Stock:
     """What is in a pool now."""
     devices = tuple(_stocked(cluster, facts) for facts in pool.devices)
-    counters: dict[CounterKey, Quantity] = {}
-    for set_name, values in pool.counters.items():
-        for name, text in values.items():
-            amount = _quantity(text)
-            if amount is not None:
-                counters[(pool.key, set_name, name)] = amount
+    counters = counters_of(pool)
     if counters:
         for device in devices:
             if device.drawn:
@@ -109,6 +104,16 @@ def stock_of(cluster: Cluster, pool: Pool) -> Stock:
                     if key in counters:
                         counters[key] = counters[key] - amount
     return Stock(pool=pool, devices=devices, counters=counters)
+
+
+def counters_of(pool: Pool) -> dict[CounterKey, Quantity]:
+    """What the shared counters of a pool hold while nobody draws from them."""
+    return {
+        (pool.key, set_name, name): amount
+        for set_name, values in pool.counters.items()
+        for name, text in values.items()
+        if (amount := _quantity(text)) is not None
+    }
 
 
 def _stocked(cluster: Cluster, facts: DeviceFacts) -> Stocked:
@@ -170,6 +175,22 @@ def capacity_taken(option: Option, facts: DeviceFacts) -> dict[str, Quantity] | 
             return None
         taken[name] = amount
     return taken
+
+
+def has_share_left(stocked: Stocked) -> bool:
+    """Whether a shared device has room for the smallest share that may be asked for.
+
+    That is what its request policies allow at least, and the whole of a capacity without one, since a claim that asks
+    for no amount takes all of it. A device without any capacity has no end of shares.
+    """
+    for name, capacity in stocked.facts.capacity.items():
+        left, whole = stocked.left.get(name), _quantity(capacity.value)
+        policy = capacity.request_policy
+        ranged = policy is not None and (bool(policy.valid_values) or policy.valid_range is not None)
+        smallest = _rounded("0" if ranged else None, capacity)
+        if left is None or whole is None or smallest is None or left < smallest or left <= _ZERO < whole:
+            return False
+    return True
 
 
 def _rounded(wanted: str | None, capacity: Capacity) -> Quantity | None:
@@ -389,7 +410,11 @@ class _Search:
 
     def _already_drawn(self, at: int) -> bool:
         """A shared device that somebody holds, or that was just taken once, draws nothing more."""
-        return at in self._left and (at in self._users or self._candidates[at].stocked.drawn)
+        if at not in self._left:
+            return False
+        return self._candidates[at].stocked.drawn or any(
+            each.index == at and not each.option.admin for each in self.taken
+        )
 
     def _rule_allows(self, number: int, each: Candidate) -> bool:
         value = each.values[number]

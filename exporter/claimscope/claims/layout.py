@@ -15,6 +15,7 @@ from claimscope.claims.model import DeviceFacts, DeviceKey, Pool, PoolKey
 from claimscope.kube.objects import NodeSelector
 
 _LONGEST_LOG: Final = 100_000
+Labels = tuple[int, bool]  # the version of all nodes' labels, and whether nodes can be read
 SOME_NODE: Final = ""  # stands for nodes of which nothing is known: devices for all nodes can be used there
 
 
@@ -42,11 +43,11 @@ class Layout:
         self.wide: set[PoolKey] = set()
         self.barred: set[PoolKey] = set()  # incomplete or contradictory, so they serve nobody
         self.home: dict[PoolKey, str] = {}  # of local pools
+        self.labels: Labels | None = None
         self._revision = -1
         self._seen: dict[PoolKey, int] = {}
         self._moves: list[Move] = []
         self._dropped = 0  # older moves that are not kept
-        self._labels = -1  # node labels for which the following two hold
         self._wide_on: dict[str, frozenset[DeviceKey]] = {}
         self._nowhere: frozenset[DeviceKey] | None = None
 
@@ -61,8 +62,9 @@ class Layout:
 
     def refresh(self, cluster: Cluster) -> None:
         """Takes in what changed in the cluster."""
-        if self._labels != cluster.node_labels_version:
-            self._labels = cluster.node_labels_version
+        labels = (cluster.node_labels_version, "nodes" in cluster.synced)
+        if self.labels != labels:
+            self.labels = labels
             self._forget_wide()
         if cluster.revision == self._revision:
             return

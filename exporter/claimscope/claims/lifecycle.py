@@ -8,7 +8,7 @@ order. What ended before our time (`count_since_wall`) has been counted by whoev
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from claimscope.claims.cluster import Change, Cluster, PodClaim, key_of
 from claimscope.claims.durations import PHASES, Figures, Moment, Skip, duration, moment
 from claimscope.claims.model import ClaimState, ClaimView, DeviceKey, Doing, Key, Workload
 from claimscope.claims.published import PublishedSlice
-from claimscope.claims.records import Allocation, PodRecord, identity_of, pod_record
+from claimscope.claims.records import Allocation, PodRecord, Pods, identity_of
 from claimscope.claims.state import Use, doing_of, healths_of, state_of, stopped_wall_of, worse_health
 from claimscope.claims.views import EXTENDED_RESOURCE, Shape, devices_of, shape_of
 from claimscope.claims.workloads import workload_of
@@ -28,7 +28,6 @@ LEAK_GRACE_SECONDS = 60.0
 # How long the other watch may lag before an ended allocation is judged by what is known.
 OUTCOME_GRACE_SECONDS = 10.0
 CLOCK_TOLERANCE_SECONDS = 5.0  # what is stamped to end later than this from now is no end but a wrong clock
-MOST_GONE_PODS = 20_000
 _PREPARE_FAILED = "FailedPrepareDynamicResources"
 _PREPARE_EVENTS = f"events/{_PREPARE_FAILED}"
 _HELD = (ClaimState.RESERVED, ClaimState.PREPARED)
@@ -50,67 +49,6 @@ class _Book:
     idle_since_wall: float | None = None  # since when it is held and nothing runs
 
 
-@dataclass(slots=True)
-class _Pods:
-    """Every pod that names a claim, and those lately gone: the claims' watch may come to them later."""
-
-    by_uid: dict[str, PodRecord] = field(default_factory=dict)
-    _of_claim: dict[Key, tuple[str, ...]] = field(default_factory=dict)
-    _gone: dict[str, float] = field(default_factory=dict)  # uid -> when, oldest first
-
-    def see(self, pod: Pod, arrival_ns: int | None) -> frozenset[Key]:
-        """Takes a pod; answers the claims that it touches."""
-        record = self.by_uid.get(pod.metadata.uid)
-        if record is None:
-            record = self.by_uid[pod.metadata.uid] = pod_record(pod, arrival_ns)
-            before: frozenset[Key] = frozenset()
-        else:
-            before = record.claims()
-            record.see(pod, arrival_ns)
-            if record.gone:  # it had to do with no device for a while
-                record.gone = False
-                del self._gone[pod.metadata.uid]
-        after = record.claims()
-        for key in after - before:
-            self._of_claim[key] = (*self._of_claim.get(key, ()), pod.metadata.uid)
-        for key in before - after:
-            self._unlink(key, pod.metadata.uid)
-        return before | after
-
-    def gone(self, pod: Pod, arrival_ns: int | None, wall: float) -> frozenset[Key]:
-        """Takes a pod's last words."""
-        touched = self.see(pod, arrival_ns)
-        self.by_uid[pod.metadata.uid].gone = True
-        self._gone[pod.metadata.uid] = wall
-        while len(self._gone) > MOST_GONE_PODS:
-            self._forget(next(iter(self._gone)))
-        return touched
-
-    def forget_before(self, wall: float) -> None:
-        """Drops pods that went before `wall`."""
-        for uid in [uid for uid, gone in self._gone.items() if gone < wall]:
-            self._forget(uid)
-
-    def _forget(self, uid: str) -> None:
-        del self._gone[uid]
-        for key in self.by_uid.pop(uid).claims():
-            self._unlink(key, uid)
-
-    def _unlink(self, key: Key, uid: str) -> None:
-        left = tuple(each for each in self._of_claim[key] if each != uid)
-        if left:
-            self._of_claim[key] = left
-        else:
-            del self._of_claim[key]
-
-    def naming(self, key: Key) -> list[PodRecord]:
-        """Every known pod that names a claim, oldest first."""
-        found = [self.by_uid[uid] for uid in self._of_claim.get(key, ())]
-        if len(found) > 1:
-            found.sort(key=lambda record: (record.created.stamp or 0.0, record.pod.metadata.name))
-        return found
-
-
 class Lifecycle:
     """The books of all claims. It reads no clock: arrivals and wall time are told."""
 
@@ -119,7 +57,7 @@ class Lifecycle:
         self._figures = Figures(start_ns=start_ns)
         self._books: dict[str, _Book] = {}
         self._uid_of: dict[Key, str] = {}
-        self._pods = _Pods()
+        self._pods = Pods()
         self._open_ends: dict[Key, list[Allocation]] = {}  # released, outcome not yet known
         self._unreserved: dict[str, None] = {}  # uids of claims that hold devices for nobody
         self._views: dict[str, ClaimView] = {}
@@ -196,9 +134,11 @@ class Lifecycle:
             self._uid_of[key] = uid
         else:
             if book.allocation is not None and identity_of(claim) != identity_of(book.claim):
-                self._close(book, arrival_ns is not None and claim.status.allocation is None, wall)
+                self._close(book, arrival_ns, wall, heir=claim)
             book.claim, book.shape = claim, shape_of(claim)
             book.whole = book.whole and arrival_ns is not None  # what happened behind a gap is not known
+        if change.after is not None:
+            self._figures.seed(key.namespace, book.shape.deviceclass, waits=not book.shape.observes_only)
         self._take_allocation(book, arrival_ns, wall)
         if change.after is None:
             self._delete(book, arrival_ns, wall)
@@ -207,48 +147,58 @@ class Lifecycle:
     def _take_allocation(self, book: _Book, arrival_ns: int | None, wall: float) -> None:
         claim, held = book.claim, book.allocation
         if claim.status.allocation is None:
-            self._close(book, arrival_ns is not None, wall)
+            self._close(book, arrival_ns, wall)
             return
         stamp = book.shape.allocated_wall
         if held is not None and held.was_made_anew(stamp):
-            self._close(book, False, wall)  # released and allocated again behind a gap
+            self._close(book, arrival_ns, wall, heir=claim)  # released and allocated again behind a gap
             held = None
         if held is None:
             held = book.allocation = Allocation(
                 claim=book.key, created=book.created, deviceclass=book.shape.deviceclass,
                 observes_only=book.shape.observes_only, extended=book.shape.source == EXTENDED_RESOURCE,
-                made=moment(arrival_ns, stamp),
+                made=moment(arrival_ns, stamp), after=_end_before(book.last),
             )
         consumers = claim.status.reserved_for or ()
         held.by_group = held.by_group or any(each.resource != "pods" for each in consumers)
         held.enter(each.uid for each in consumers if each.resource == "pods")
-        self._time_without_reservation(book, arrival_ns, wall)
+        if book.last is not None:
+            book.last.pass_on(held)
+        self._time_without_reservation(book, wall)
 
-    def _time_without_reservation(self, book: _Book, arrival_ns: int | None, wall: float) -> None:
+    def _time_without_reservation(self, book: _Book, wall: float) -> None:
+        """Since when it is without one no object tells: for claims that a list brought, our own watching counts."""
         uid = book.claim.metadata.uid
         if book.claim.status.reserved_for:
             book.unreserved_since_wall = None
             self._unreserved.pop(uid, None)
         elif book.unreserved_since_wall is None:
-            told = book.shape.allocated_wall if arrival_ns is None else None
-            book.unreserved_since_wall = told if told is not None else wall
+            book.unreserved_since_wall = wall
             self._unreserved[uid] = None
 
-    def _close(self, book: _Book, witnessed: bool, wall: float) -> None:
-        """An allocation has gone; its outcome is told when its pods' ends are known."""
+    def _close(
+        self, book: _Book, arrival_ns: int | None, wall: float, *, heir: ResourceClaim | None = None
+    ) -> None:
+        """An allocation has gone; its outcome is told when its pods' ends are known.
+
+        `heir` is the claim as it is now; if that is allocated again, nobody saw when the allocation before ended.
+        """
         ended = book.allocation
         book.unreserved_since_wall = None
         self._unreserved.pop(book.claim.metadata.uid, None)
         if ended is None:
             return
+        again = heir is not None and heir.status.allocation is not None
+        made_again_wall = shape_of(heir).allocated_wall if heir is not None and again else None
+        ended.ended = moment(arrival_ns, wall if made_again_wall is None else made_again_wall)
+        ended.closed_wall, ended.witnessed = wall, arrival_ns is not None and not again
         self._observe(ended)
-        ended.closed_wall, ended.witnessed = wall, witnessed
         book.allocation, book.last, book.idle_since_wall = None, ended, None
         self._open_ends.setdefault(book.key, []).append(ended)
 
     def _delete(self, book: _Book, arrival_ns: int | None, wall: float) -> None:
         uid = book.claim.metadata.uid
-        self._close(book, arrival_ns is not None, wall)
+        self._close(book, arrival_ns, wall)
         # Our own clock stamps the end, for claims older than we are; nothing else does.
         lived: float | Skip | None = None
         if arrival_ns is not None:
@@ -276,30 +226,42 @@ class Lifecycle:
 
     def _settle(self, key: Key) -> None:
         """Counts what has become known of the claims of one name."""
-        book = self._books.get(self._uid_of.get(key, ""))
-        if book is not None and book.allocation is not None:
-            self._observe(book.allocation)
-        for ended in list(self._open_ends.get(key, ())):
+        held = self._held(key)
+        open_ends = list(self._open_ends.get(key, ()))
+        heirs = [*open_ends[1:], held]
+        for index, ended in enumerate(open_ends):
+            for heir in heirs[index:]:
+                if heir is not None:
+                    ended.pass_on(heir)
+        if held is not None:
+            self._observe(held)
+        for ended in open_ends:
             self._observe(ended)
-            pods = [self._pods.by_uid.get(uid) for uid in ended.consumers]
-            if (pods or not ended.by_group) and all(pod is not None and pod.ended for pod in pods):
+            pods = [(uid in ended.passed_on, self._pods.by_uid.get(uid)) for uid in ended.consumers]
+            if (pods or not ended.by_group) and all(
+                pod is not None and (passed_on or pod.ended) for passed_on, pod in pods
+            ):
                 self._finish(ended)
+
+    def _held(self, key: Key) -> Allocation | None:
+        """The present allocation of the claim of a name."""
+        book = self._books.get(self._uid_of.get(key, ""))
+        return book.allocation if book is not None else None
 
     def _observe(self, allocation: Allocation) -> None:
         """Counts the phases and evictions of an allocation that can be told by now."""
-        if allocation.by_group:  # reserved for a pod group: whichever of its pods want the claim use it
+        if allocation.by_group and (self._held(allocation.claim) or allocation) is allocation:
+            # Reserved for a pod group: whichever of its pods want the claim use it.
             named = self._pods.naming(allocation.claim)
-            allocation.enter(record.pod.metadata.uid for record in named if record.active)
+            allocation.enter(
+                record.pod.metadata.uid
+                for record in named
+                if record.active and not allocation.outlived_by(record.created)
+            )
         for uid in allocation.consumers:
             pod = self._pods.by_uid.get(uid)
-            if pod is None:
-                continue
-            use = pod.use(allocation.claim.name)
-            allocation.ran = allocation.ran or (use is not None and use.ran)
-            if pod.evicted is not None and uid not in allocation.evicted_pods:
-                allocation.evicted_pods += (uid,)
-                if pod.evicted.counts_after(self._since):
-                    self._figures.evicted(allocation.claim.namespace, allocation.deviceclass)
+            if pod is not None and uid not in allocation.passed_on:
+                self._observe_pod(allocation, uid, pod)
         # Observers (adminAccess alone) wait for no device and keep none from anybody: they would only flatter the
         # figures of the class.
         if allocation.observes_only or allocation.settled == _ALL_PHASES:
@@ -314,6 +276,21 @@ class Lifecycle:
                 ahead = end.stamp is not None and end.stamp > self._wall + CLOCK_TOLERANCE_SECONDS
                 self._figures.phase(allocation.deviceclass, phase, Skip.CLOCK if ahead else duration(begin, end))
 
+    def _observe_pod(self, allocation: Allocation, uid: str, pod: PodRecord) -> None:
+        use = pod.use(allocation.claim.name)
+        if uid not in allocation.ran_pods and use is not None and use.ran:
+            began = pod.first_start(allocation.claim.name) or pod.bound
+            if not allocation.outlived_by(began):
+                allocation.note_run(uid)
+        evicted = pod.evicted
+        if evicted is None or uid in allocation.evicted_pods or allocation.outlived_by(evicted):
+            return
+        allocation.evicted_pods += (uid,)
+        # A pod counts once however many claims of one class it has.
+        if allocation.deviceclass not in pod.evicted_from and evicted.counts_after(self._since):
+            pod.evicted_from += (allocation.deviceclass,)
+            self._figures.evicted(allocation.claim.namespace, allocation.deviceclass)
+
     def _phases(self, allocation: Allocation) -> Mapping[str, tuple[Moment | None, Moment | None]]:
         return allocation.phases(self._pods.by_uid, self._pods.naming(allocation.claim))
 
@@ -327,13 +304,7 @@ class Lifecycle:
             for phase, (begin, end) in self._phases(ended).items():
                 if begin is None and end is not None and phase not in ended.settled:
                     self._figures.skip(phase, Skip.UNSEEN)
-        known = ended.witnessed and not ended.by_group and all(uid in self._pods.by_uid for uid in ended.consumers)
-        if ended.evicted_pods:
-            ended.outcome = "evicted"
-        elif ended.ran:
-            ended.outcome = "ran"
-        else:
-            ended.outcome = "never_ran" if known else "unknown"
+        ended.outcome = ended.judge(self._pods.by_uid)
         self._figures.completed(ended.claim.namespace, ended.deviceclass, ended.outcome)
         self._lived(ended.deviceclass, ended.outcome, ended.lifetime)
 
@@ -429,12 +400,19 @@ class Lifecycle:
 
     def _held_since(self, book: _Book, users: list[tuple[PodRecord, Use]], wall: float) -> float:
         """Since when devices are held for pods none of which has run yet."""
-        has_run = any(use.ran for _, use in users) or (book.allocation is not None and book.allocation.ran)
+        has_run = any(use.ran for _, use in users) or (book.allocation is not None and bool(book.allocation.ran_pods))
         if has_run or book.shape.allocated_wall is None:
             return wall
         # A pod that joined later holds nothing from before its time.
         wanted = min((record.created.stamp or 0.0 for record, _ in users), default=0.0)
         return max(book.shape.allocated_wall, wanted)
+
+
+def _end_before(last: Allocation | None) -> Moment | None:
+    """When the allocation before ended; of an end that nobody saw only what it was later than."""
+    if last is None or last.witnessed:
+        return last.ended if last is not None else None
+    return moment(None, last.made.stamp)
 
 
 def _subject(change: Change) -> Any:  # noqa: ANN401 - of the change's kind

@@ -88,11 +88,12 @@ class Pool:
     devices: tuple[DeviceFacts, ...]
     counters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # counter set -> counter -> quantity
     problem: str | None = None  # why the scheduler refuses the pool: two devices of one name, ...
+    published: bool = True  # False while all its slices are gone, as when a kubelet starts: devices are the last known
 
     @property
     def complete(self) -> bool:
-        """True when every slice of this generation has been seen."""
-        return self.slices_seen >= self.slices_expected
+        """True when every slice of this generation has been seen; until then devices may be those known before."""
+        return self.published and self.slices_seen >= self.slices_expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

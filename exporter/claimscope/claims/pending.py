@@ -1,7 +1,7 @@
 """Which claims are needed and not ready, since when, and why?
 
-Needs come from pods: a claim that no pod names is nobody's fault. The first check that has an answer decides; their
-order is that of PendingReason.
+Needs come from pods: a claim that no pod names is nobody's fault. The first check that has an answer decides: what
+ails the claim itself, then the pod's other claims, then what the scheduler and the kubelet do.
 """
 
 from __future__ import annotations
@@ -84,9 +84,12 @@ def _first(checks: Iterable[Check], question: Question) -> Diagnosis | None:
 def diagnose(question: Question) -> Diagnosis:
     """The first cause that applies."""
     found = _first(CHECKS, question) or causes.unknown(question)
-    if question.resources:
-        return replace(found, summary=f"{question.called}: {found.summary}")
-    return found
+    if not question.resources:
+        return found
+    evidence = found.evidence
+    if not question.reads("nodes"):
+        evidence = (*evidence, "nodes cannot be read, so whether a device plugin offers the resource too is not known")
+    return replace(found, summary=f"{question.called}: {found.summary}", evidence=evidence)
 
 
 _WAITING_PHASES: Final = frozenset({"Pending", ""})
@@ -188,38 +191,47 @@ class Waiting:
     def _question(
         self, cluster: Cluster, matching: Matching, need: Need, needs: Sequence[Need], wall: float
     ) -> Question:
-        bound = is_bound(need.pod)
-        within = [
-            allocation.node_selector
-            for each in needs if not bound and each is not need and each.claim is not None
-            and (allocation := each.claim.status.allocation) is not None and allocation.node_selector is not None
-        ]
-
-        def alone(each: Need) -> Question:
-            question = Question(
-                cluster=cluster, wall=wall, pod=need.pod, entry=each.entry, claim=each.claim, resources=each.resources
-            )
-            if question.unallocated is None:
-                return question
-            return replace(question, shortage=self._shortage(cluster, matching, [question.unallocated], within))
-
-        question = alone(need)
-        if bound or len(needs) == 1:
+        pod, within = need.pod, _ties(need, needs)
+        question = self._alone(cluster, matching, need, within, wall)
+        if len(needs) == 1 or is_bound(pod):
             return question
-        question = replace(question, others=tuple(alone(each) for each in needs if each is not need))
+        others = tuple(self._alone(cluster, matching, each, within, wall) for each in needs if each is not need)
         open_ = [each.claim for each in needs if each.claim is not None and each.claim.status.allocation is None]
-        if question.shortage is None or question.shortage.stage is not Stage.FITS or len(open_) < 2:
-            return question
-        return replace(question, together=self._shortage(cluster, matching, open_, within))
+        together = None
+        if question.shortage is not None and question.shortage.stage is Stage.FITS and len(open_) > 1:
+            together = self._shortage(cluster, matching, open_, within)
+        return replace(question, others=others, together=together)
+
+    def _alone(
+        self, cluster: Cluster, matching: Matching, need: Need, within: Sequence[NodeSelector], wall: float
+    ) -> Question:
+        claim, shortage = need.claim, None
+        if claim is not None and claim.status.allocation is None:
+            shortage = self._shortage(cluster, matching, [claim], within)
+        return Question(
+            cluster=cluster, wall=wall, pod=need.pod, entry=need.entry, claim=claim, resources=need.resources,
+            shortage=shortage,
+        )
 
     def _shortage(
         self, cluster: Cluster, matching: Matching, claims: Sequence[ResourceClaim], within: Sequence[NodeSelector]
     ) -> Shortage | None:
-        if any(kind not in cluster.synced | cluster.unserved for kind in scarcity.NEEDED_KINDS):
-            return None
-        if any(name not in cluster.classes for claim in claims for name in causes.class_names(claim.spec)):
-            return None
+        for kind in scarcity.NEEDED_KINDS:
+            if kind not in cluster.synced and kind not in cluster.unserved:
+                return None
+        for claim in claims:
+            for name in causes.class_names(claim.spec):
+                if name not in cluster.classes:
+                    return None
         return self._survey.find(cluster, matching, [claim.spec for claim in claims], within)
+
+
+def _ties(need: Need, needs: Sequence[Need]) -> list[NodeSelector]:
+    """Where a pod can still go, having claims that are allocated already."""
+    if len(needs) == 1 or is_bound(need.pod):
+        return []
+    allocations = [each.claim.status.allocation for each in needs if each is not need and each.claim is not None]
+    return [each.node_selector for each in allocations if each is not None and each.node_selector is not None]
 
 
 def _made_of(question: Question) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from claimscope.claims.cluster import TERMINAL_PHASES, claims_of, is_active
@@ -13,6 +13,7 @@ from claimscope.claims.state import Use, became_true, evicted_by_taint, use_of
 from claimscope.kube.objects import Condition, Pod, ResourceClaim, unix_seconds
 
 Ends = tuple[Moment | None, Moment | None]
+MOST_GONE_PODS = 20_000
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class PodRecord:
     prepared: Moment | None = None
     started: tuple[tuple[str, Moment], ...] = ()  # claim -> first start of a container that uses it
     evicted: Moment | None = None
+    evicted_from: tuple[str, ...] = ()  # device classes for which its eviction has been counted
     gone: bool = False
     workload: Workload | None = None  # what stands behind it, once somebody asked
 
@@ -85,6 +87,67 @@ def _transition(condition: Condition | None, arrival_ns: int | None) -> Moment |
     return moment(arrival_ns, unix_seconds(condition.last_transition_time)) if condition is not None else None
 
 
+@dataclass(slots=True)
+class Pods:
+    """Every pod that names a claim, and those lately gone: the claims' watch may come to them later."""
+
+    by_uid: dict[str, PodRecord] = field(default_factory=dict)
+    _of_claim: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    _gone: dict[str, float] = field(default_factory=dict)  # uid -> when, oldest first
+
+    def see(self, pod: Pod, arrival_ns: int | None) -> frozenset[Key]:
+        """Takes a pod; answers the claims that it touches."""
+        record = self.by_uid.get(pod.metadata.uid)
+        if record is None:
+            record = self.by_uid[pod.metadata.uid] = pod_record(pod, arrival_ns)
+            before: frozenset[Key] = frozenset()
+        else:
+            before = record.claims()
+            record.see(pod, arrival_ns)
+            if record.gone:  # it had to do with no device for a while
+                record.gone = False
+                del self._gone[pod.metadata.uid]
+        after = record.claims()
+        for key in after - before:
+            self._of_claim[key] = (*self._of_claim.get(key, ()), pod.metadata.uid)
+        for key in before - after:
+            self._unlink(key, pod.metadata.uid)
+        return before | after
+
+    def gone(self, pod: Pod, arrival_ns: int | None, wall: float) -> frozenset[Key]:
+        """Takes a pod's last words."""
+        touched = self.see(pod, arrival_ns)
+        self.by_uid[pod.metadata.uid].gone = True
+        self._gone[pod.metadata.uid] = wall
+        while len(self._gone) > MOST_GONE_PODS:
+            self._forget(next(iter(self._gone)))
+        return touched
+
+    def forget_before(self, wall: float) -> None:
+        """Drops pods that went before `wall`."""
+        for uid in [uid for uid, gone in self._gone.items() if gone < wall]:
+            self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        del self._gone[uid]
+        for key in self.by_uid.pop(uid).claims():
+            self._unlink(key, uid)
+
+    def _unlink(self, key: Key, uid: str) -> None:
+        left = tuple(each for each in self._of_claim[key] if each != uid)
+        if left:
+            self._of_claim[key] = left
+        else:
+            del self._of_claim[key]
+
+    def naming(self, key: Key) -> list[PodRecord]:
+        """Every known pod that names a claim, oldest first."""
+        found = [self.by_uid[uid] for uid in self._of_claim.get(key, ())]
+        if len(found) > 1:
+            found.sort(key=lambda record: (record.created.stamp or 0.0, record.pod.metadata.name))
+        return found
+
+
 @cache
 def _with(settled: frozenset[str], phase: str) -> frozenset[str]:
     """The few sets there are, each kept once for all allocations."""
@@ -104,9 +167,12 @@ class Allocation:
     consumers: tuple[str, ...] = ()  # uids of every pod that was entered in reservedFor
     by_group: bool = False  # reserved for a pod group, which names no pods
     settled: frozenset[str] = frozenset()  # phases that are counted, or shall not be
-    ran: bool = False
+    ran_pods: tuple[str, ...] = ()  # of the consumers, those that ran on it
     evicted_pods: tuple[str, ...] = ()
-    closed_wall: float | None = None
+    passed_on: tuple[str, ...] = ()  # of the consumers, those for which a later allocation was made
+    after: Moment | None = None  # when the one before ended; without arrival where only a later list tells of it
+    ended: Moment | None = None  # the latest that it can have ended
+    closed_wall: float | None = None  # when that was learned
     witnessed: bool = False  # its end was seen happening
     outcome: str | None = None
     lifetime: float | Skip | None = None  # the claim's, where it was deleted before the outcome was known
@@ -114,6 +180,39 @@ class Allocation:
     def enter(self, uids: Iterable[str]) -> None:
         """Adds pods that may use the devices, in the order in which they came."""
         self.consumers += tuple(uid for uid in uids if uid not in self.consumers)
+
+    def note_run(self, uid: str) -> None:
+        """Marks a consumer as one that ran."""
+        ran = (*self.ran_pods, uid)
+        self.ran_pods = self.consumers if ran == self.consumers else ran  # nearly always: kept once
+
+    def pass_on(self, heir: Allocation) -> None:
+        """Leaves to a later allocation what becomes of the pods that are entered in both.
+
+        Nobody takes an allocation from a pod that is bound: what was given up before was never used by it.
+        """
+        left = tuple(uid for uid in self.consumers if uid in heir.consumers and uid not in self.passed_on)
+        if not left:
+            return
+        self.passed_on += left
+        if heir.consumers[0] == self.consumers[0]:  # the pods' watch was ahead: counted here already
+            for phase in self.settled - {Phase.SCHEDULING.value}:
+                heir.settle(phase)
+
+    def outlived_by(self, happened: Moment | None) -> bool:
+        """True for what happened when this had ended."""
+        return self.ended is not None and happened is not None and happened.is_after(self.ended)
+
+    def judge(self, known_pods: Container[str]) -> str:
+        """How it ended, of what is known by now."""
+        users = [uid for uid in self.consumers if uid not in self.passed_on]
+        if any(uid in self.ran_pods and uid not in self.evicted_pods for uid in users):
+            return "ran"
+        if any(uid in self.evicted_pods for uid in users):
+            return "evicted"  # no pod used it but such as were evicted
+        given_up = bool(self.passed_on) and not users
+        known = self.witnessed and not self.by_group and all(uid in known_pods for uid in users)
+        return "never_ran" if given_up or known else "unknown"
 
     def settle(self, phase: str) -> None:
         """Marks a phase as counted, or as one that shall not be."""
@@ -124,7 +223,10 @@ class Allocation:
         return stamp is not None and self.made.stamp is not None and stamp != self.made.stamp
 
     def phases(self, pods: Mapping[str, PodRecord], namers: Iterable[PodRecord]) -> dict[str, Ends]:
-        """Both ends of every phase. They follow the pod for which the allocation was made: the first one entered."""
+        """Both ends of every phase. They follow the pod for which the allocation was made: the first one entered.
+
+        An allocation that was given up, for another one or for none, leaves only the search for its devices.
+        """
         lead = pods.get(self.consumers[0]) if self.consumers else None
         if lead is None:
             return {}
@@ -137,13 +239,25 @@ class Allocation:
         if not _made_for(lead, made):
             return {Phase.SCHEDULING.value: (None, made)}
         needed, started = self._needed(lead, namers), lead.first_start(self.claim.name)
-        return {
-            Phase.SCHEDULING.value: (needed, made),
-            Phase.BINDING.value: (made, lead.bound),
-            Phase.PREPARE.value: (lead.bound, lead.prepared),
-            Phase.START.value: (lead.prepared, started),
-            READY: (needed, started),
-        }
+        found: dict[str, Ends] = {Phase.SCHEDULING.value: (self._sought(needed), made)}
+        if self.consumers[0] not in self.passed_on:
+            later_phases: dict[str, Ends] = {
+                Phase.BINDING.value: (made, lead.bound),
+                Phase.PREPARE.value: (lead.bound, lead.prepared),
+                Phase.START.value: (lead.prepared, started),
+                READY: (needed, started),
+            }
+            found |= {phase: ends for phase, ends in later_phases.items() if not self.outlived_by(ends[1])}
+        return found
+
+    def _sought(self, needed: Moment) -> Moment:
+        """Since when devices were sought: since the allocation before ended, if the claim was needed by then."""
+        after = self.after
+        if after is None:
+            return needed
+        if needed.is_after(after):
+            return needed
+        return moment(after.arrival_ns, None)  # no object states the second of an end
 
     def _needed(self, lead: PodRecord, namers: Iterable[PodRecord]) -> Moment:
         """The later of the claim's creation and that of the first pod that names it."""

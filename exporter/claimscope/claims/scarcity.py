@@ -9,7 +9,7 @@ from claimscope.claims.causes import Question, count, unknown
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.demand import Demand, Option
 from claimscope.claims.fitting import DEVICES_PER_CLAIM, Stage
-from claimscope.claims.model import Diagnosis, Key, PendingReason
+from claimscope.claims.model import Diagnosis, Key, PendingReason, Pool
 from claimscope.claims.selectors import cure as selector_cure
 from claimscope.claims.shortage import Shortage, Tally
 
@@ -80,14 +80,14 @@ def no_driver(question: Question) -> Diagnosis | None:
     shortage = question.shortage
     if shortage is None or shortage.stage is not Stage.MATCH:
         return None
-    if not question.cluster.pools:
+    there = sorted({key.driver for key, pool in question.cluster.pools.items() if pool.published})
+    if not there:
         summary, who = "no driver publishes any device: the cluster has no ResourceSlice", "a DRA driver"
     elif shortage.drivers and set(shortage.drivers) == set(shortage.missing_drivers):
         names = ", ".join(shortage.missing_drivers)
         summary, who = f"driver {names}, which the selectors ask for, publishes no device", f"driver {names}"
     else:
         return None
-    there = sorted({key.driver for key in question.cluster.pools})
     return Diagnosis(
         reason=PendingReason.NO_DRIVER,
         summary=summary,
@@ -116,14 +116,17 @@ def pool_incomplete(question: Question) -> Diagnosis | None:
 
 
 def _incomplete_words(shortage: Shortage) -> list[str]:
-    lines = [
-        f"pool {pool.key.driver}/{pool.key.pool}: {pool.problem}" if pool.problem is not None else
-        f"pool {pool.key.driver}/{pool.key.pool}: {pool.slices_seen} of {pool.slices_expected} slices of generation "
-        f"{pool.generation}"
-        for pool in shortage.incomplete[:POOLS_SHOWN]
-    ]
+    lines = [f"pool {pool.key.driver}/{pool.key.pool}: {_fault(pool)}" for pool in shortage.incomplete[:POOLS_SHOWN]]
     more = len(shortage.incomplete) - POOLS_SHOWN
     return [*lines, *([f"and {more} more pools that serve nobody at present"] if more > 0 else [])]
+
+
+def _fault(pool: Pool) -> str:
+    if not pool.published:
+        return "its slices are gone, as after a restart of the kubelet or with a driver that is down"
+    if pool.problem is not None:
+        return pool.problem
+    return f"{pool.slices_seen} of {pool.slices_expected} slices of generation {pool.generation}"
 
 
 def selector_error(question: Question) -> Diagnosis | None:

@@ -33,7 +33,7 @@ from claimscope.claims.fitting import (
     stage_of,
     stock_of,
 )
-from claimscope.claims.layout import SOME_NODE, Layout, State, nodes_of
+from claimscope.claims.layout import SOME_NODE, Labels, Layout, State, nodes_of
 from claimscope.claims.model import Pool, PoolKey
 from claimscope.claims.quantity import Quantity
 from claimscope.claims.shortage import Near, Obstacle, Shortage, Tally
@@ -81,7 +81,7 @@ class _Shape:
     open: dict[PoolKey, Trouble] = field(default_factory=dict)  # pools with unknown verdicts
     group_of_node: dict[str, object] = field(default_factory=dict)  # nodes of one group are alike
     reach: dict[object, _Reach] = field(default_factory=dict)  # by group
-    labels: int = -1  # version of the node labels that wide pools were matched with
+    labels: Labels | None = None  # that node selectors were matched with
     asked_in_turn: int = 0
     updated_in_round: int = 0
     answer: Shortage | None = None
@@ -146,10 +146,11 @@ class Survey:
         layout = self._layout
         moves = layout.moves_since(shape.mark)
         shape.mark = layout.mark
-        labels_moved = shape.labels != cluster.node_labels_version and bool(layout.wide or shape.within)
-        shape.labels = cluster.node_labels_version
+        labels_moved = shape.labels != layout.labels and bool(layout.wide or shape.within)
+        shape.labels = layout.labels
         changed = {move.pool for move in moves or ()}
-        if any(verdicts.may_be_known(matching, trouble) for trouble in shape.open.values()):
+        alike = {(trouble.expression, trouble.text): trouble for trouble in shape.open.values()}
+        if any(verdicts.may_be_known(matching, trouble) for trouble in alike.values()):
             changed |= set(shape.open)
         if moves is not None and not changed and not labels_moved:
             return False
@@ -284,7 +285,8 @@ class Survey:
             closest_nodes=nodes,
             drivers=shape.drivers,
             missing_drivers=tuple(
-                driver for driver in shape.drivers if not any(key.driver == driver for key in self._layout.states)
+                driver for driver in shape.drivers
+                if not any(key.driver == driver and state.pool.published for key, state in self._layout.states.items())
             ),
             incomplete=incomplete,
             incomplete_matches=sum(
@@ -367,7 +369,8 @@ class Survey:
         for node in nodes:
             group = shape.group_of_node[node]
             if group not in tallies:
-                own = [shape.kinds[shape.kind_of_pool[key]].tally for key in self._layout.local.get(node, ())]
+                pools = self._layout.local.get(node, set()) - self._layout.barred
+                own = [shape.kinds[shape.kind_of_pool[key]].tally for key in pools]
                 tallies[group] = (sum(each.usable for each in own), sum(each.match for each in own))
         best = heapq.nsmallest(
             CLOSEST_SHOWN,

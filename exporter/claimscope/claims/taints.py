@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from itertools import chain
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from claimscope.claims.cluster import Change, Cluster, holdings_of, key_of, rule_selects
 from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, StandingTaint
@@ -147,18 +148,30 @@ def _asked(cluster: Cluster, request: DeviceRequest) -> tuple[str, ...] | None:
 # --- violations ---
 
 
+class _Result(NamedTuple):
+    """One result of an allocation: a claim may be given one device twice, as shares or to look at."""
+
+    request: str
+    device: DeviceKey
+    share_id: str | None
+
+
+def _result(held: Holding) -> _Result:
+    return _Result(held.request, held.device, held.share_id)
+
+
 @dataclass(slots=True)
 class _Book:
     """One allocated claim: what it goes against now, and which selectors have had no verdict since the allocation."""
 
     claim: Key
     witnessed: bool  # allocated while violations are counted; else what was wrong before stays uncounted
-    standing: frozenset[tuple[DeviceKey, str]] = frozenset()
-    unjudged: frozenset[DeviceKey] = frozenset()
+    standing: frozenset[tuple[_Result, str]] = frozenset()
+    unjudged: frozenset[_Result] = frozenset()
 
 
 class Violations:
-    """Counts claims, devices and constraints that enter violation while the claim is allocated.
+    """Counts what of an allocation enters violation of a constraint while the claim is allocated.
 
     `taint`: the claim was given the device although a NoSchedule or NoExecute taint that it does not tolerate already
     stood; whoever only observes (adminAccess) must tolerate taints as well. A taint that comes later is the taint
@@ -221,8 +234,10 @@ class Violations:
         allocated = _allocated_wall(after)
         witnessed = not change.listed or (allocated is not None and allocated >= self._since)
         book = self._books[uid] = _Book(claim=key_of(after), witnessed=witnessed)
-        book.unjudged = frozenset(holding.device for holding in holdings)
-        self._judge_taints(book, after, holdings, cluster, just_allocated=not change.listed)
+        book.unjudged = frozenset(map(_result, holdings))
+        for held in holdings:
+            taints = tuple(self._taints(held.device, cluster))
+            self._judge_taints(book, after, held, taints, cluster, just_allocated=not change.listed)
         self._judge_selectors(book, after, holdings, cluster, selectors)
 
     def _take_rule(self, change: Change, cluster: Cluster) -> None:
@@ -231,18 +246,16 @@ class Violations:
         self._rules.apply("devicetaintrules", after if after is not None else before, after is not None)
         if before is not None and after is not None and before.spec == after.spec:
             return
-        for rule in (before, after):
-            for device in devices_of_rule(cluster, rule) if rule is not None else ():
-                self._judge_device(device, cluster)
+        selected = (devices_of_rule(cluster, rule) for rule in (before, after) if rule is not None)
+        for device in dict.fromkeys(chain.from_iterable(selected)):
+            self._judge_device(device, cluster)
 
     def _take_slice(self, published: PublishedSlice, cluster: Cluster, selectors: Matcher) -> None:
         pool = cluster.pools.get(published.pool)
         for facts in pool.devices if pool is not None else ():
-            for held in cluster.holdings(facts.key):
-                self._judge_device(facts.key, cluster)
-                claim, book = cluster.claims.get(held.claim), self._books.get(held.claim_uid)
-                if claim is not None and book is not None:
-                    self._judge_selectors(book, claim, (held,), cluster, selectors)
+            self._judge_device(facts.key, cluster)
+            for held, claim, book in self._held(facts.key, cluster):
+                self._judge_selectors(book, claim, (held,), cluster, selectors)
 
     def _take_class(self, change: Change) -> set[str]:
         before: DeviceClass | None = change.before
@@ -260,24 +273,33 @@ class Violations:
             if claim is not None and not names.isdisjoint(_classes_of(claim)):
                 self._judge_selectors(book, claim, holdings_of(claim), cluster, selectors)
 
-    def _judge_device(self, device: DeviceKey, cluster: Cluster) -> None:
+    def _held(self, device: DeviceKey, cluster: Cluster) -> Iterator[tuple[Holding, ResourceClaim, _Book]]:
         for held in cluster.holdings(device):
             claim, book = cluster.claims.get(held.claim), self._books.get(held.claim_uid)
             if claim is not None and book is not None:
-                self._judge_taints(book, claim, (held,), cluster, just_allocated=False)
+                yield held, claim, book
+
+    def _judge_device(self, device: DeviceKey, cluster: Cluster) -> None:
+        """Every claim on it once: thousands may share one device."""
+        taints: tuple[StandingTaint, ...] | None = None
+        for held, claim, book in self._held(device, cluster):
+            if taints is None:
+                taints = tuple(self._taints(device, cluster))
+            self._judge_taints(book, claim, held, taints, cluster, just_allocated=False)
 
     def _judge_taints(
-        self, book: _Book, claim: ResourceClaim, holdings: Iterable[Holding], cluster: Cluster, *, just_allocated: bool
+        self, book: _Book, claim: ResourceClaim, held: Holding, taints: Iterable[StandingTaint], cluster: Cluster, *,
+        just_allocated: bool,
     ) -> None:
+        key = (_result(held), TAINT)
+        bad = untolerated(taints, held.tolerations)
+        if not bad:
+            if held.device in cluster.devices:  # without its slice it is unknown which taints it has
+                book.standing = _without(book.standing, key)
+            return
         allocated = _allocated_wall(claim)
-        for held in holdings:
-            key = (held.device, TAINT)
-            bad = untolerated(self._taints(held.device, cluster), held.tolerations)
-            if not bad:
-                if held.device in cluster.devices:  # without its slice it is unknown which taints it has
-                    book.standing = _without(book.standing, key)
-            elif any(_stood_before(taint, allocated, known=just_allocated) for taint in bad):
-                self._enter(book, key, claim, held, counts=book.witnessed)
+        if any(_stood_before(taint, allocated, known=just_allocated) for taint in bad):
+            self._enter(book, key, claim, held, counts=book.witnessed)
 
     def _taints(self, device: DeviceKey, cluster: Cluster) -> Iterator[StandingTaint]:
         if device in cluster.tainted:
@@ -292,13 +314,14 @@ class Violations:
         settled = True
         for held in holdings:
             verdict = _verdict(claim, held, cluster, selectors)
-            key = (held.device, SELECTOR)
+            result = _result(held)
+            key = (result, SELECTOR)
             if verdict is Verdict.MATCH:
                 book.standing = _without(book.standing, key)
             elif verdict is Verdict.NO_MATCH:
-                self._enter(book, key, claim, held, counts=book.witnessed or held.device not in book.unjudged)
+                self._enter(book, key, claim, held, counts=book.witnessed or result not in book.unjudged)
             if verdict in (Verdict.MATCH, Verdict.NO_MATCH):
-                book.unjudged = _without(book.unjudged, held.device)
+                book.unjudged = _without(book.unjudged, result)
             elif verdict is Verdict.UNKNOWN:
                 settled = False
         if not settled:
@@ -306,7 +329,7 @@ class Violations:
         return settled
 
     def _enter(
-        self, book: _Book, key: tuple[DeviceKey, str], claim: ResourceClaim, held: Holding, *, counts: bool
+        self, book: _Book, key: tuple[_Result, str], claim: ResourceClaim, held: Holding, *, counts: bool
     ) -> None:
         if key in book.standing:
             return

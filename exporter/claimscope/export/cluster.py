@@ -97,13 +97,12 @@ def claim_samples(view: ClaimView) -> tuple[Sample, ...]:
 
 
 def _device_samples(view: ClaimView, claim: tuple[str, str, str]) -> list[Sample]:
-    made = [
-        sample(
-            "dra_claim_device_info", 1, *claim, held.request, *held.key, held.uuid, held.node, held.share_id,
-            "true" if held.admin else "false",
-        )
+    # Results may repeat each other, and a series may be served only once.
+    infos = dict.fromkeys(
+        (held.request, *held.key, held.uuid, held.node, held.share_id, "true" if held.admin else "false")
         for held in view.devices
-    ]
+    )
+    made = [sample("dra_claim_device_info", 1, *claim, *info) for info in infos]
     consumed: dict[tuple[str, ...], float] = {}
     for held in view.devices:
         for capacity, text in held.consumed.items():

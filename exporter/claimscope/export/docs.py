@@ -28,7 +28,9 @@ _GROUPS = (
     ("The agent itself", "Whether the figures can be trusted, and what they cost.", "agent"),
     ("Claims", "One or a few series per ResourceClaim.", "controller"),
     ("Claims that wait", "Only for claims that a pod needs and that are not ready.", "controller"),
-    ("Durations and outcomes", "Counted as claims go their way; a controller that restarts does not count twice.",
+    ("Durations and outcomes",
+     "Counted as claims go their way; a controller that restarts does not count twice. Series begin at zero once a "
+     "claim of their class and namespace was seen, for up to 100 classes and 1,000 pairs of namespace and class.",
      "controller"),
     ("Capacity, taints and quota", "What drivers publish, less what claims hold.", "controller"),
     ("From device plugin to DRA", "How far the move is, and where nodes differ.", "controller"),

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from claimscope.clock import Clock
-from claimscope.kube.api import ApiClient, ApiError, ApiReason, discover
+from claimscope.kube.api import COMMON_REASONS, ApiClient, ApiError, ApiReason, discover
 from claimscope.kube.kinds import WatchedKind
 from claimscope.kube.listwatch import FIRST_WAIT_SECONDS, BackOff, FirstList, ListWatch, WatchStatus
 from claimscope.metrics.controller import own
@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 
 ABSENT_SECONDS: Final = 180.0  # how often a kind that is not served is asked for again
 
-OnSync = Callable[[str, list[Any]], None]
+OnSync = Callable[[str, list[Any], frozenset[str]], Awaitable[None] | None]
 OnChange = Callable[[str, Any, bool], None]
 
 
 class KindFollower:
     """Follows one kind in the best version that is served, for as long as it runs.
 
-    `on_sync(kind.name, objects)` and `on_change(kind.name, object, present)` are called the moment the bytes arrived.
+    `on_sync(kind.name, objects, unreadable)` and `on_change(kind.name, object, present)` are called the moment the
+    bytes arrived; no change is told before `on_sync` is done, which may take its time.
     What was known stands while the kind cannot be read, and also when it is not served any more.
     """
 
@@ -85,7 +86,7 @@ class KindFollower:
             else:
                 if failure is not None:
                     log.info("%s is served as %s", kind.name, version)
-                self._status.served = True
+                self._status.served, self._status.absent = True, False
                 return version
 
     def _say(self, error: ApiError) -> None:
@@ -98,10 +99,10 @@ class KindFollower:
     def _pause(self, error: ApiError, back_off: BackOff) -> float:
         self._status.up = False
         if error.reason is ApiReason.NOT_FOUND:
-            self._status.served = False
+            self._status.served, self._status.absent = False, True
             return self._absent_seconds * (0.5 + self._jitter())
         if error.reason is ApiReason.FORBIDDEN:
-            self._status.served = False
+            self._status.served, self._status.absent = False, False
         self._status.errors[error.reason] += 1
         return back_off.next_seconds(error)
 
@@ -112,7 +113,7 @@ class KindFollower:
             path_of(kind, version),
             kind.kind,
             clock=self._clock,
-            on_sync=lambda objects: self._on_sync(name, objects),
+            on_sync=lambda objects, unreadable: self._on_sync(name, objects, unreadable),
             on_change=lambda entry, present: self._on_change(name, entry, present),
             keep=None if kind.keeps_everything else kind.keep,
             compact=None if kind.compact is None else kind.compact(),
@@ -150,5 +151,8 @@ def samples(statuses: Iterable[WatchStatus]) -> list[Sample]:
         found.append(own("watch_lists_total", status.lists, name))
         found.append(own("watch_events_total", status.events, name))
         found.append(own("watch_undecodable_total", status.undecodable, name))
-        found += (own("watch_errors_total", count, name, reason.value) for reason, count in status.errors.items())
+        found += (
+            own("watch_errors_total", status.errors[reason], name, reason.value)
+            for reason in dict.fromkeys((*COMMON_REASONS, *status.errors))
+        )
     return found

@@ -7,7 +7,8 @@ state keeps the objects.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ _ACCELERATORS: Final = re.compile(
     r"^(nvidia\.com/(gpu|mig-|pgpu|vgpu)|amd\.com/gpu|gpu\.intel\.com/|intel\.com/gpu|google\.com/tpu|habana\.ai/|"
     r"aws\.amazon\.com/neuron|deviceclass\.resource\.kubernetes\.io/|metax-tech\.com/gpu|huawei\.com/Ascend)"
 )
+IMPLICIT_PREFIX: Final = "deviceclass.resource.kubernetes.io/"  # every class stands for such a resource of its name
 
 EVENT_REASONS: Final = (
     "FailedResourceClaimCreation",
@@ -29,29 +31,65 @@ EVENT_REASONS: Final = (
 
 
 def is_accelerator(resource: str) -> bool:
-    """True for names of extended resources that stand for GPUs and their like."""
+    """True for extended resources that are known to stand for GPUs and their like; device classes may map others."""
     return _ACCELERATORS.match(resource) is not None
 
 
-def accelerators_of(pod: objects.Pod) -> dict[str, int]:
-    """How many of each accelerator resource the containers of a pod ask for, without zeros."""
-    asked: dict[str, int] = {}
-    for container in _containers(pod):
-        limits = (container.resources.limits if container.resources else None) or {}
-        for name, text in limits.items():
-            if is_accelerator(name) and str(text).isdigit() and int(text) > 0:
-                asked[name] = asked.get(name, 0) + int(text)
-    return asked
+def is_extended_resource(resource: str) -> bool:
+    """True for what device plugins offer and device classes map: any name with a domain that is not Kubernetes' own.
+
+    Source: IsExtendedResourceName in Kubernetes pkg/apis/core/v1/helper.
+    """
+    return resource.startswith(IMPLICIT_PREFIX) or ("/" in resource and "kubernetes.io/" not in resource)
 
 
-def _containers(pod: objects.Pod) -> Iterator[objects.Container]:
-    yield from pod.spec.containers or ()
+def extended_resources_of(pod: objects.Pod) -> dict[str, int]:
+    """How much of each extended resource a pod needs at once, without zeros.
+
+    Init containers run before the others, one after the other; those that go on (sidecars) add to all that come later.
+    """
+    if not _asks_for_any(pod):  # counting takes long for those many that ask by claim
+        return {}
+    asked: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    for container in pod.spec.init_containers or ():
+        limits = _limits(container)
+        if container.restart_policy == "Always":
+            asked.update(limits)
+            most |= asked
+        else:
+            most |= asked + Counter(limits)
+    for container in pod.spec.containers or ():
+        asked.update(_limits(container))
+    return dict(most | asked)
+
+
+def _asks_for_any(pod: objects.Pod) -> bool:
+    for container in (*(pod.spec.containers or ()), *(pod.spec.init_containers or ())):
+        if container.resources is not None and container.resources.limits and _limits(container):
+            return True
+    return False
+
+
+def _limits(container: objects.Container) -> dict[str, int]:
+    limits = (container.resources.limits if container.resources is not None else None) or {}
+    return {
+        name: number
+        for name, text in limits.items()
+        if is_extended_resource(name) and str(text).isdecimal() and (number := int(text)) > 0
+    }
 
 
 def pod_matters(pod: objects.Pod) -> bool:
-    """False for pods that have to do with no device; they are dropped as soon as they are decoded."""
+    """False for pods that have to do with no device; they are dropped as soon as they are decoded.
+
+    Which extended resources stand for devices is a matter of the device classes, which are not known here: pods that
+    ask for any of them are kept.
+    """
     return bool(
-        pod.spec.resource_claims or pod.status.extended_resource_claim_status is not None or accelerators_of(pod)
+        pod.spec.resource_claims
+        or pod.status.extended_resource_claim_status is not None
+        or _asks_for_any(pod)
     )
 
 

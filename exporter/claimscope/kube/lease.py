@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from claimscope.clock import Clock
-from claimscope.kube.api import ApiClient, ApiError, ApiReason, decode, malformed
+from claimscope.kube.api import COMMON_REASONS, ApiClient, ApiError, ApiReason, decode, malformed
 from claimscope.kube.listwatch import BackOff
 from claimscope.kube.objects import Lease, LeaseSpec, unix_seconds
 from claimscope.metrics.controller import own
@@ -181,11 +181,6 @@ class LeaderElection:
     def trouble(self) -> ApiReason | None:
         """Why the lease could not be read or written the last time; None where it could."""
         return self._troubles.present
-
-    @property
-    def previous_renew_wall(self) -> float | None:
-        """Until when the leader before this one renewed its lease; what ended since was counted by nobody."""
-        return self._taken.renew_wall
 
     async def run(self, lead: Callable[[LeaseSeen], Awaitable[None]]) -> None:
         """Stands for election until it is cancelled; `lead` runs while this process leads and is cancelled with that.
@@ -367,7 +362,10 @@ class LeaderElection:
         return [
             own("leader", self.is_leader),
             own("leader_changes_total", self._changes),
-            *(own("lease_errors_total", count, reason.value) for reason, count in self._troubles.counts.items()),
+            *(
+                own("lease_errors_total", self._troubles.counts[reason], reason.value)
+                for reason in dict.fromkeys((*COMMON_REASONS, *self._troubles.counts))
+            ),
         ]
 
 

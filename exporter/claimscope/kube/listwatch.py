@@ -13,7 +13,7 @@ import enum
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -82,6 +82,7 @@ class WatchStatus:
     name: str = ""
     up: bool = False  # listed, and the watch is open
     served: bool | None = None  # None: not known yet; False: not served, or may not be read
+    absent: bool = False  # the API server does not know the kind, so there are none; False where it may not be read
     synced: bool = False  # listed once
     last_heard_wall: float | None = None  # an event, a bookmark or an orderly end, Unix seconds
     lists: int = 0
@@ -121,10 +122,12 @@ def _ignore(_: Any) -> None:  # noqa: ANN401 - whatever is told
 class ListWatch(Generic[T]):
     """Follows one kind.
 
-    `on_sync` gets everything there is, after each list; `on_change` one object that changed (True) or went (False).
-    Both are called as soon as the bytes have arrived. What `keep` refuses is dropped as soon as it is decoded; what it
-    refuses from now on is told as gone. `on_error` gets every failure, with the text that says what to do; what was
-    known before it stands. `on_undecodable` gets a text for each object left out.
+    `on_sync` gets everything there is, after each list, and "namespace/name" of what the list holds and cannot be
+    decoded; `on_change` one object that changed (True) or went (False). Both are called as soon as the bytes have
+    arrived. Where `on_sync` is a coroutine function, nothing more is taken in before it has returned. What `keep`
+    refuses is dropped as soon as it is decoded; what it refuses from now on is told as gone. `on_error` gets every
+    failure, with the text that says what to do; what was known before it stands. `on_undecodable` gets a text for each
+    object left out.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class ListWatch(Generic[T]):
         kind: type[T],
         *,
         clock: Clock,
-        on_sync: Callable[[list[T]], None],
+        on_sync: Callable[[list[T], frozenset[str]], Awaitable[None] | None],
         on_change: Callable[[T, bool], None],
         on_error: Callable[[ApiError], None] = _ignore,
         on_undecodable: Callable[[str], None] = _ignore,
@@ -167,6 +170,8 @@ class ListWatch(Generic[T]):
         self._back_off = BackOff(first_wait_seconds, jitter)
         self._version: str | None = None  # where the watch goes on; None: everything must be listed
         self._initial: dict[str, T] | None = None  # by "namespace/name": what a streamed list brought so far
+        self._unreadable: set[str] = set()  # "namespace/name": what the list that is being read holds, undecodable
+        self._brought: list[T] | None = None  # a streamed list that is whole, and not handed on yet
         self._gone = False  # the next list must not come from a cache that may be older than what was gone
         self._opened_ns: int | None = None  # when the present watch was accepted
         self._stuck = 0  # failures in a row that brought nothing
@@ -189,6 +194,7 @@ class ListWatch(Generic[T]):
         began_ns = self._clock.monotonic_ns()
         if self._version is None:
             self._undecodable_before = self._status.undecodable
+            self._unreadable = set()
             if self._first_list is not FirstList.STREAMED:
                 await self._list()
         heard = await self._watch()
@@ -204,7 +210,7 @@ class ListWatch(Generic[T]):
         if self._first_list is FirstList.CACHED:
             # resourceVersion=0 is answered from the server's cache; without it the list is as new as etcd.
             objects, head = await self._page({} if self._gone else {"resourceVersion": "0"})
-            self._synced(objects, head.resource_version)
+            await self._synced(objects, head.resource_version)
             return
         for size in _PAGE_SIZES:
             try:
@@ -214,7 +220,7 @@ class ListWatch(Generic[T]):
                     raise
                 log.info("the list of %s outlived its version in pages of %d; reading larger ones", self._path, size)
             else:
-                self._synced(objects, version)
+                await self._synced(objects, version)
                 return
 
     async def _paged(self, size: int | None) -> tuple[list[T], str]:
@@ -242,7 +248,9 @@ class ListWatch(Generic[T]):
             try:
                 entry = msgspec.json.decode(item, type=self._kind)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                self._undecodable(_meta_of(item), error)
+                found = _meta_of(item)
+                self._unreadable.add(_name(found))
+                self._undecodable(found, error)
             else:
                 objects.append(entry)
         return self._wanted(objects), raw.metadata
@@ -251,18 +259,22 @@ class ListWatch(Generic[T]):
         kept = objects if self._keep is None else [entry for entry in objects if self._keep(entry)]
         return kept if self._compact is None else [self._compact(entry) for entry in kept]
 
-    def _synced(self, objects: list[T], version: str) -> None:
+    async def _synced(self, objects: list[T], version: str) -> None:
         self._version, self._initial = version, None
         self._status.lists += 1
-        self._status.synced = True
         self._status.last_heard_wall = self._clock.wall_ns() / 1e9
         self._progress()
         if self._kept is not None:
-            self._kept = {_name(entry) for entry in objects}
+            # What cannot be decoded now was known before, and its end has to be told.
+            self._kept = {_name(entry) for entry in objects} | (self._kept & self._unreadable)
         if self._told_undecodable and self._status.undecodable == self._undecodable_before:
             log.info("all objects of %s can be decoded again", self._path)
             self._told_undecodable = False
-        self._on_sync(objects)
+        taken = self._on_sync(objects, frozenset(self._unreadable))
+        self._unreadable = set()
+        if taken is not None:
+            await taken
+        self._status.synced = True
 
     # --- watches ---
 
@@ -286,6 +298,8 @@ class ListWatch(Generic[T]):
                     continue
                 for line in batch:
                     self._take(line)
+                    if self._brought is not None:
+                        await self._hand_on()
                 heard = True
                 self._status.last_heard_wall = self._clock.wall_ns() / 1e9
                 if self._initial is None:
@@ -294,6 +308,11 @@ class ListWatch(Generic[T]):
         if self._initial is not None:
             raise _WatchError(ApiReason.FAILED, f"the watch on {self._path} ended before it had brought the whole list")
         return heard
+
+    async def _hand_on(self) -> None:
+        # No variable of the watch may keep these objects: it lasts, and most of them will be replaced.
+        objects, self._brought = self._brought or [], None
+        await self._synced(objects, self._version or "")
 
     def _take(self, line: bytes) -> None:
         try:
@@ -339,9 +358,11 @@ class ListWatch(Generic[T]):
         found = _meta_of(event.object)
         if event.type == "BOOKMARK":
             if self._initial is not None and (found.metadata.annotations or {}).get(_INITIAL_END) == "true":
-                self._synced(list(self._initial.values()), found.metadata.resource_version)
+                self._brought, self._initial = list(self._initial.values()), None
             self._went_on(found.metadata.resource_version)
             return
+        if self._initial is not None:
+            self._unreadable.add(_name(found))
         self._undecodable(found, error or ValueError(f"an event of the unknown type {event.type}"))
         if event.type == "DELETED":
             self._forget(found)
@@ -437,5 +458,5 @@ def _meta_of(raw: msgspec.Raw) -> Versioned:
         return Versioned()
 
 
-def _name(entry: ApiObject) -> str:
+def _name(entry: ApiObject | Versioned) -> str:
     return f"{entry.metadata.namespace}/{entry.metadata.name}"

@@ -107,14 +107,6 @@ class ApiResourceList(msgspec.Struct, frozen=True):
     resources: list[ApiResource] | None = None
 
 
-class VersionInfo(_Struct, frozen=True, rename="camel"):
-    """The answer of /version."""
-
-    major: str = ""
-    minor: str = ""
-    git_version: str = ""
-
-
 # --- metadata ---
 
 

@@ -104,7 +104,7 @@ async def watch_slices(
             shown = devices
             on_devices(devices)
 
-    def sync(slices: list[ResourceSlice]) -> None:
+    def sync(slices: list[ResourceSlice], _: frozenset[str]) -> None:
         store.sync(slices)
         show()
 

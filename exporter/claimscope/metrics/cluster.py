@@ -52,7 +52,8 @@ _ROWS = (
     _row("dra_claim_unreferenced", _GAUGE, CLAIM_LABELS,
          "1 for a pending claim that no pod wants: allocation waits for a pod, so this is no fault."),
     _row("dra_claim_leaked", _GAUGE, CLAIM_LABELS,
-         "1 for a claim that holds devices although nothing has reserved it for more than a minute."),
+         "1 for a claim that holds devices although nothing has reserved it for more than a minute of the controller's "
+         "own watching; since when it was so before, no object tells."),
     _row("dra_claim_held_not_running_seconds", _GAUGE, (*CLAIM_LABELS, "doing"),
          "How long the claim has held devices without a running container, and what its pod does instead.", _SECONDS),
     # Claims that wait.
@@ -62,21 +63,28 @@ _ROWS = (
     _row("dra_claim_pending_reason", _GAUGE, (*WAIT_LABELS, "reason"), "1 for the cause for which the claim waits."),
     # Durations and outcomes.
     _row("dra_allocation_duration_seconds", _HISTOGRAM, ("deviceclass", "phase"),
-         "Time that a claim's way to a running container took, in disjoint phases.", _SECONDS),
+         "Time that a claim's way to a running container took, in disjoint phases. Of an allocation that was given up "
+         "only the scheduling counts; that of the next one begins where it ended.", _SECONDS),
     _row("dra_claim_ready_duration_seconds", _HISTOGRAM, ("deviceclass",),
          "Time from when a claim was needed until a container that uses it ran.", _SECONDS),
     _row("dra_claim_lifetime_seconds", _HISTOGRAM, ("deviceclass", "outcome"),
          "Time from a claim's creation to its deletion.", _SECONDS),
     _row("dra_claims_completed_total", _COUNTER, ("namespace", "deviceclass", "outcome"),
-         "Claims that were released or deleted, by how far they had come."),
+         "Allocations that ended, and claims deleted without one, by how far they had come; evicted where all pods "
+         "that ran on it were evicted for a taint."),
     _row("dra_claim_evictions_total", _COUNTER, ("namespace", "deviceclass"),
-         "Pods evicted because of a NoExecute taint on a device of their claim."),
+         "Pods evicted because of a NoExecute taint on a device of their claims; a pod counts once for each class that "
+         "its claims ask for, since it does not tell which device it was."),
     # Capacity.
     _row("dra_pool_devices", _GAUGE, ("driver", "pool", "deviceclass", "state"),
          "Published devices by what can be done with them: the states exclude each other and add up to the devices of "
          "the class in the pool. States other than allocated and free are left out where they are zero."),
     _row("dra_pool_complete", _GAUGE, ("driver", "pool"),
-         "1 where every slice of the pool's newest generation is published."),
+         "1 where every slice of the pool's newest generation is published; at 0 the pool is being rewritten, its "
+         "devices are those published before, and the scheduler passes it over."),
+    _row("dra_pool_published", _GAUGE, ("driver", "pool"),
+         "0 while all slices of the pool are gone, as for a moment after a kubelet's start: its devices are those "
+         "published before. After ten minutes, or with its node, the pool is forgotten."),
     _row("dra_pool_counter_capacity", _GAUGE, ("driver", "pool", "counter_set", "counter"),
          "What a set of shared counters holds, in the counter's own unit."),
     _row("dra_pool_counter_consumed", _GAUGE, ("driver", "pool", "counter_set", "counter"),
@@ -93,7 +101,8 @@ _ROWS = (
     _row("dra_taint_rule_devices", _GAUGE, ("rule", "key", "effect"),
          "Published devices that a DeviceTaintRule selects."),
     _row("dra_constraint_violations_total", _COUNTER, ("deviceclass", "constraint"),
-         "Times that a claim, a device and a constraint entered violation while the claim was allocated."),
+         "Times that a device allocated to a claim came to go against a constraint: a taint that stood before, or a "
+         "selector that it no longer matches. A class whose selectors are narrowed counts each claim on it."),
     # Quota.
     _row("dra_quota_devices", _GAUGE, ("namespace", "resourcequota", "deviceclass", "type"),
          "Devices of a class that a quota allows (hard) and counts (used)."),
