@@ -12,8 +12,8 @@ import sys
 import time
 from itertools import groupby
 
-from claimscope.sim.apikinds import ALL_KINDS, RESOURCE_CLAIMS
-from claimscope.sim.apiserver import SimApiServer
+from claimscope.sim.api.kinds import ALL_KINDS, RESOURCE_CLAIMS
+from claimscope.sim.api.server import SimApiServer
 from claimscope.sim.load import churn, generate
 
 BATCHES_PER_SECOND = 20

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from claim_objects import UNSCHEDULABLE, allocated, claim, device, device_class, pod, pool, request
-from claimscope.sim.apikinds import DEVICE_CLASSES, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
-from claimscope.sim.apiserver import SimApiServer
+from claimscope.sim.api.kinds import DEVICE_CLASSES, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
+from claimscope.sim.api.server import SimApiServer
 from claimscope.sim.cluster import KINDS
 
 RESOURCES = "/apis/resource.k8s.io/v1"

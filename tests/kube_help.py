@@ -9,7 +9,7 @@ import msgspec
 
 from claimscope.kube.api import Access, ApiClient
 from claimscope.kube.objects import Meta
-from claimscope.sim.apiserver import RESOURCE_SLICES, Kind, SimApiServer, StreamingLists
+from claimscope.sim.api.server import RESOURCE_SLICES, Kind, SimApiServer, StreamingLists
 
 THING = Kind(group="example.com", version="v1", plural="things", kind="Thing")
 PATH = "/apis/example.com/v1/things"

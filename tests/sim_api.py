@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from claimscope.sim.apikinds import ALL_KINDS
-from claimscope.sim.apiserver import SimApiServer
+from claimscope.sim.api.kinds import ALL_KINDS
+from claimscope.sim.api.server import SimApiServer
 
 Json = dict[str, Any]
 

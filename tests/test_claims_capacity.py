@@ -127,8 +127,8 @@ def test_partitions_that_overlap_a_held_one_are_reserved() -> None:
     )
     samples = Capacity().samples(cluster, Selectors.in_process())
     assert states(cluster, "every") == {"allocated": 1, "reserved": 1, "free": 2}
-    assert values(samples, "dra_pool_counter_capacity") == {(D, "n1", "gpu-0", "memory"): 80 * 2**30}
-    assert values(samples, "dra_pool_counter_consumed") == {(D, "n1", "gpu-0", "memory"): 40 * 2**30}
+    assert values(samples, "dra_pool_shared_capacity") == {(D, "n1", "gpu-0", "memory"): 80 * 2**30}
+    assert values(samples, "dra_pool_shared_capacity_consumed") == {(D, "n1", "gpu-0", "memory"): 40 * 2**30}
     assert largest(cluster) == {("every",): 1}  # the quarter, after which no half is left
 
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claimscope.claims.cel import Content, Evaluator, content
-from claimscope.claims.cel_process import WorkerProcess
+from claimscope.cel.evaluator import Content, Evaluator, content
+from claimscope.cel.process import WorkerProcess
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.model import DeviceFacts, DeviceKey, Version
 from claimscope.claims.selectors import Absent, Match, Selectors, Verdict, cure
@@ -503,7 +503,7 @@ async def test_a_worker_that_cannot_start_is_tried_again_later() -> None:
     found = await settled(selectors, "true", [gpu()])
     assert found == [Match(Verdict.UNKNOWN, "cannot be evaluated here: the evaluating process does not start")]
     assert not worker.up
-    worker._command = (sys.executable, "-P", "-m", "claimscope.claims.cel_worker")
+    worker._command = (sys.executable, "-P", "-m", "claimscope.cel.worker")
     assert await settled(selectors, "true", [gpu()]) == [Match(Verdict.MATCH)]
     assert worker.up
     selectors.close()

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from claim_objects import allocated, claim, device, pool
-from claimscope.sim.apikinds import (
+from claimscope.sim.api.kinds import (
     DEVICE_TAINT_RULES,
     PODS,
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
 )
-from claimscope.sim.apiserver import HttpFault, SimApiServer, User, in_version
+from claimscope.sim.api.server import HttpFault, SimApiServer, User, in_version
 from claimscope.sim.cluster import KINDS
 from controller_process import Controller, durations, outcomes, reasons, states, watch_errors
 from controller_story import (

@@ -17,8 +17,8 @@ from claimscope.claims.model import ClusterSnapshot
 from claimscope.claims.selectors import Selectors
 from claimscope.kube.follow import WatchStatus, follow
 from claimscope.model import Histogram, Sample
-from claimscope.sim.apikinds import ALL_KINDS
-from claimscope.sim.apiserver import SimApiServer
+from claimscope.sim.api.kinds import ALL_KINDS
+from claimscope.sim.api.server import SimApiServer
 from kube_help import serving
 from recorded_cluster import KINDS, START, Arrival, RawArrival, arrivals, lists, raw_arrivals, raw_lists, told
 

@@ -21,7 +21,7 @@ from claimscope.clock import SystemClock
 from claimscope.config import Config
 from claimscope.model import Device, Entity, Inventory, Snapshot, Window
 from claimscope.node import device_entries
-from claimscope.sim.apikinds import LEASES
+from claimscope.sim.api.kinds import LEASES
 from claimscope.sim.cluster import SimulatedCluster
 from simulated_reasons import REASONS
 

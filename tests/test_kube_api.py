@@ -23,8 +23,8 @@ from claimscope.kube.api import (
     Kubeconfig,
     discover,
 )
-from claimscope.sim.apikinds import DEVICE_TAINT_RULES, LEASES
-from claimscope.sim.apiserver import HttpFault, Kind
+from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, LEASES
+from claimscope.sim.api.server import HttpFault, Kind
 from kube_help import PATH, THING, Fixed, serving, thing
 
 RULES = "/apis/resource.k8s.io/v1/devicetaintrules"

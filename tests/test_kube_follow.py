@@ -15,8 +15,8 @@ from claimscope.kube.api import ApiClient, ApiReason
 from claimscope.kube.follow import KindFollower, WatchStatus, follow, path_of, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
 from claimscope.kube.objects import DeviceTaintRule, ResourceClaim
-from claimscope.sim.apikinds import ALL_KINDS, DEVICE_TAINT_RULES, PODS, RESOURCE_CLAIMS, in_version
-from claimscope.sim.apiserver import HttpFault
+from claimscope.sim.api.kinds import ALL_KINDS, DEVICE_TAINT_RULES, PODS, RESOURCE_CLAIMS, in_version
+from claimscope.sim.api.server import HttpFault
 from kube_help import serving
 
 CLAIMS = WatchedKind(

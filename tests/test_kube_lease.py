@@ -14,8 +14,8 @@ import pytest
 from claimscope.clock import Clock, ManualClock, SystemClock
 from claimscope.kube.api import ApiClient, ApiReason
 from claimscope.kube.lease import HeartbeatLease, LeaderElection, LeaseSeen, micro_time
-from claimscope.sim.apikinds import LEASES
-from claimscope.sim.apiserver import HttpFault, SimApiServer
+from claimscope.sim.api.kinds import LEASES
+from claimscope.sim.api.server import HttpFault, SimApiServer
 from kube_help import Fixed, serving
 
 ALL = "/apis/coordination.k8s.io/v1/namespaces/claimscope/leases"

@@ -14,7 +14,7 @@ from claimscope.clock import SystemClock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason
 from claimscope.kube.kinds import watched_kinds
 from claimscope.kube.listwatch import ApiObject, BackOff, FirstList, ListWatch, WatchStatus
-from claimscope.sim.apiserver import HttpFault, SimApiServer, StreamingLists
+from claimscope.sim.api.server import HttpFault, SimApiServer, StreamingLists
 from kube_help import PATH, THING, Thing, serving, thing
 
 

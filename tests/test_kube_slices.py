@@ -16,7 +16,7 @@ from claimscope.kube.objects import RawList, ResourceSlice
 from claimscope.kube.podresources import decode_listing
 from claimscope.kube.slices import SliceStore, watch_slices
 from claimscope.kube.structs import ClaimFacts, ClaimResult, SliceDevice
-from claimscope.sim.apiserver import RESOURCE_CLAIMS, RESOURCE_SLICES, HttpFault, Kind, SimApiServer
+from claimscope.sim.api.server import RESOURCE_CLAIMS, RESOURCE_SLICES, HttpFault, Kind, SimApiServer
 
 RECORDINGS = Path(__file__).parent / "recordings"
 UID = "3938471c-1e40-496b-b35c-528e73abd27b"

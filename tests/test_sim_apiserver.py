@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claimscope.sim.apikinds import (
+from claimscope.sim.api.kinds import (
     DEVICE_CLASSES,
     EVENTS,
     LEASES,
@@ -19,8 +19,8 @@ from claimscope.sim.apikinds import (
     RESOURCE_SLICES,
     in_version,
 )
-from claimscope.sim.apiserver import StreamingLists
-from claimscope.sim.apistore import Selection, Store
+from claimscope.sim.api.server import StreamingLists
+from claimscope.sim.api.store import Selection, Store
 from sim_api import (
     ALL_CLAIMS,
     CLAIMS,

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from claimscope.sim.apiaccess import Asked, User
-from claimscope.sim.apikinds import (
+from claimscope.sim.api.access import Asked, User
+from claimscope.sim.api.kinds import (
     DEVICE_TAINT_RULES,
     NODES,
     PODS,
     in_version,
 )
-from claimscope.sim.apiserver import HttpFault
+from claimscope.sim.api.server import HttpFault
 from sim_api import (
     ALL_CLAIMS,
     MERGE,

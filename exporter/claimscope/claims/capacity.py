@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from claimscope.cel.quantity import Quantity, QuantityError
 from claimscope.claims.cluster import Cluster, node_matches
 from claimscope.claims.fitting import (
     DEVICES_PER_CLAIM,
@@ -43,7 +44,6 @@ from claimscope.claims.fitting import (
     stock_of,
 )
 from claimscope.claims.model import DeviceFacts, Pool, PoolKey
-from claimscope.claims.quantity import Quantity, QuantityError
 from claimscope.claims.selectors import Verdict
 from claimscope.claims.taints import Matcher, expressions_of
 from claimscope.kube.objects import NodeSelector, NodeSelectorTerm
@@ -339,8 +339,8 @@ def _states(known: _Known, states: list[State]) -> Iterator[Sample]:
 def _counters(known: _Known, left: Amounts) -> Iterator[Sample]:
     for key in sorted(known.counters):
         capacity = known.counters[key]
-        yield sample("dra_pool_counter_capacity", capacity.as_float(), *known.pool.key, *key[1:])
-        yield sample("dra_pool_counter_consumed", (capacity - left[key]).as_float(), *known.pool.key, *key[1:])
+        yield sample("dra_pool_shared_capacity", capacity.as_float(), *known.pool.key, *key[1:])
+        yield sample("dra_pool_shared_capacity_consumed", (capacity - left[key]).as_float(), *known.pool.key, *key[1:])
 
 
 def _available(known: _Known, states: list[State], stock: Stock) -> dict[tuple[str, _Place], int]:

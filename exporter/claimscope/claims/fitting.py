@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Protocol
 
+from claimscope.cel.quantity import Quantity
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.demand import Demand, Option, Rule, demand_of
 from claimscope.claims.model import DeviceFacts, DeviceKey, Pool, PoolKey, StandingTaint
-from claimscope.claims.quantity import Quantity
 from claimscope.claims.selectors import Match, Verdict
 from claimscope.claims.taints import tolerates
 from claimscope.kube.objects import Capacity, ClaimSpec, Toleration

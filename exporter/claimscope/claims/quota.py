@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from claimscope.cel.quantity import Quantity, QuantityError
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.quantity import Quantity, QuantityError
 from claimscope.kube.objects import DeviceClass, ResourceQuota, unix_seconds
 from claimscope.metrics.cluster import sample
 from claimscope.model import Sample

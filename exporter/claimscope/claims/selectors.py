@@ -14,9 +14,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from claimscope.claims.cel import INSTALL, Answer, Content, Evaluator, Outcome, Verdict, available, content
-from claimscope.claims.cel_process import WorkerProcess
-from claimscope.claims.cel_tree import Uses
+from claimscope.cel.evaluator import INSTALL, Answer, Content, Evaluator, Outcome, Verdict, available, content
+from claimscope.cel.process import WorkerProcess
+from claimscope.cel.tree import Uses
 from claimscope.claims.model import DeviceFacts, DeviceKey
 from claimscope.metrics.controller import own
 from claimscope.model import Sample

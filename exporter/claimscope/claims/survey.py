@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from claimscope.cel.quantity import Quantity
 from claimscope.claims import verdicts
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.demand import Demand, Option, Rule, demand_of
@@ -35,7 +36,6 @@ from claimscope.claims.fitting import (
 )
 from claimscope.claims.layout import SOME_NODE, Labels, Layout, State, nodes_of
 from claimscope.claims.model import Pool, PoolKey
-from claimscope.claims.quantity import Quantity
 from claimscope.claims.shortage import Near, Obstacle, Shortage, Tally
 from claimscope.claims.verdicts import Column, Columns, Trouble
 from claimscope.kube.objects import ClaimSpec, NodeSelector

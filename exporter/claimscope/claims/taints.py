@@ -179,8 +179,8 @@ class Violations:
     arrival does. `selector`: the device, as published now, no longer matches the class or the request it was given
     for; a device without a slice, an error and an unknown verdict change nothing.
 
-    Nothing is counted again after a list or a restart: an allocation that only a list told counts when its stamp is
-    not before `count_since_wall`.
+    Nothing is counted again after a list or a restart, and nothing of an allocation that only a list told: which taints
+    stood when it was made is not known behind a gap.
     """
 
     def __init__(self, count_since_wall: float = math.inf) -> None:
@@ -231,9 +231,7 @@ class Violations:
         uid = after.metadata.uid
         if uid in self._books and before is not None and holdings_of(before) == holdings:
             return
-        allocated = _allocated_wall(after)
-        witnessed = not change.listed or (allocated is not None and allocated >= self._since)
-        book = self._books[uid] = _Book(claim=key_of(after), witnessed=witnessed)
+        book = self._books[uid] = _Book(claim=key_of(after), witnessed=not change.listed)
         book.unjudged = frozenset(map(_result, holdings))
         for held in holdings:
             taints = tuple(self._taints(held.device, cluster))

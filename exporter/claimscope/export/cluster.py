@@ -15,8 +15,8 @@ from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from claimscope.cel.quantity import Quantity, QuantityError
 from claimscope.claims.model import ClaimState, ClaimView, ClusterSnapshot
-from claimscope.claims.quantity import Quantity, QuantityError
 from claimscope.export.text import (
     Labels,
     UnknownFamilyError,

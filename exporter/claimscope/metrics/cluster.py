@@ -85,9 +85,9 @@ _ROWS = (
     _row("dra_pool_published", _GAUGE, ("driver", "pool"),
          "0 while all slices of the pool are gone, as for a moment after a kubelet's start: its devices are those "
          "published before. After ten minutes, or with its node, the pool is forgotten."),
-    _row("dra_pool_counter_capacity", _GAUGE, ("driver", "pool", "counter_set", "counter"),
+    _row("dra_pool_shared_capacity", _GAUGE, ("driver", "pool", "counter_set", "counter"),
          "What a set of shared counters holds, in the counter's own unit."),
-    _row("dra_pool_counter_consumed", _GAUGE, ("driver", "pool", "counter_set", "counter"),
+    _row("dra_pool_shared_capacity_consumed", _GAUGE, ("driver", "pool", "counter_set", "counter"),
          "What allocated devices take from a set of shared counters."),
     _row("dra_device_shared_capacity", _GAUGE, (*DEVICE_KEY_LABELS, "capacity"),
          "Capacity of a device that several claims may share, in the capacity's own unit."),

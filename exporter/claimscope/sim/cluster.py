@@ -10,8 +10,8 @@ from typing import Final
 
 from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock
-from claimscope.sim.apikinds import DEVICE_TAINT_RULES
-from claimscope.sim.apiserver import ALL_KINDS, Kind, SimApiServer, in_version
+from claimscope.sim.api.kinds import DEVICE_TAINT_RULES
+from claimscope.sim.api.server import ALL_KINDS, Kind, SimApiServer, in_version
 from claimscope.sim.cluster_state import ClusterState, ObjectKey
 from claimscope.sim.fleet import node_world
 from claimscope.sim.node import API_SECONDS, running

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from claimscope.sim.apikinds import (
+from claimscope.sim.api.kinds import (
     DEVICE_CLASSES,
     NODES,
     PODS,
@@ -18,7 +18,7 @@ from claimscope.sim.apikinds import (
     RESOURCE_CLAIMS,
     RESOURCE_SLICES,
 )
-from claimscope.sim.apistore import Kind
+from claimscope.sim.api.store import Kind
 from claimscope.sim.objects import (
     ClaimScript,
     Object,

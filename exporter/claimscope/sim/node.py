@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from claimscope.kube.api import OpenAccess
-from claimscope.sim.apiserver import RESOURCE_CLAIMS, RESOURCE_SLICES, Kind, SimApiServer
+from claimscope.sim.api.server import RESOURCE_CLAIMS, RESOURCE_SLICES, Kind, SimApiServer
 from claimscope.sim.fleet import node_world
 from claimscope.sim.kubelet import SimKubelet
 from claimscope.sim.library import SimulatedNvml, run_writer

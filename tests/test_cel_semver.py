@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from claimscope.claims.semver import Semver, SemverError
+from claimscope.cel.semver import Semver, SemverError
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The process that evaluates CEL: `python -m claimscope.claims.cel_worker`, started by claimscope.claims.cel_process.
+"""The process that evaluates CEL: `python -m claimscope.cel.worker`, started by claimscope.cel.process.
 
 Reads frames from standard input and answers each on standard output until the input ends. It holds nothing but
 compiled expressions, so that it may be killed at any time.
@@ -13,8 +13,8 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from claimscope.claims.cel import Answer, Evaluator
-from claimscope.claims.cel_process import LENGTH, Question
+from claimscope.cel.evaluator import Answer, Evaluator
+from claimscope.cel.process import LENGTH, Question
 
 _LONGEST_BATCH_SECONDS: Final = 30  # whoever asked has given up long before, or is dead
 _LARGEST_BYTES: Final = 2 << 30

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from claimscope.sim.apierrors import bad_request, continue_expired, no_resource
+from claimscope.sim.api.errors import bad_request, continue_expired, no_resource
 
 MAX_HISTORY: Final = 10_000  # changes remembered of each kind
 _SNAPSHOTS: Final = 8  # paged lists under way at a time; an older one is answered as after a compaction

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claimscope.claims.cel_wire import Message, WireError
+from claimscope.cel.wire import Message, WireError
 
 
 def test_a_message_is_read_changed_and_written() -> None:

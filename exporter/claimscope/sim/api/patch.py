@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from claimscope.sim.apierrors import apply_conflict, bad_request, patch_failed
+from claimscope.sim.api.errors import apply_conflict, bad_request, patch_failed
 
 Path = tuple[str, ...]
 Json = dict[str, Any]

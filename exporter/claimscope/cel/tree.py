@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from claimscope.claims.cel_wire import Message
+from claimscope.cel.wire import Message
 
 MAPS: Final = ("attributes", "capacity")
 INDEXED: Final = "@"  # prefix of the map that has the empty domains

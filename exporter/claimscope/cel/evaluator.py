@@ -17,10 +17,10 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from claimscope.claims.cel_tree import INDEXED, MAPS, QUANTITY_MARK, VERSION_MARK, UnsupportedError, Uses, adapt
+from claimscope.cel.quantity import Quantity, QuantityError
+from claimscope.cel.semver import Semver, SemverError
+from claimscope.cel.tree import INDEXED, MAPS, QUANTITY_MARK, VERSION_MARK, UnsupportedError, Uses, adapt
 from claimscope.claims.model import DeviceFacts, Version
-from claimscope.claims.quantity import Quantity, QuantityError
-from claimscope.claims.semver import Semver, SemverError
 
 _T = TypeVar("_T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from claimscope.sim.apistore import Kind
+from claimscope.sim.api.store import Kind
 
 _RESOURCE: Final = "resource.k8s.io"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claimscope.claims.quantity import Quantity, QuantityError
+from claimscope.cel.quantity import Quantity, QuantityError
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from claimscope.sim.apiaccess import REVIEWS
-from claimscope.sim.apierrors import no_resource
-from claimscope.sim.apistore import Kind
+from claimscope.sim.api.access import REVIEWS
+from claimscope.sim.api.errors import no_resource
+from claimscope.sim.api.store import Kind
 
 _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 

@@ -1,6 +1,6 @@
 """How are CEL expressions evaluated where neither a leak, a crash nor an endless loop of the engine can do harm?
 
-In a process of its own, claimscope.claims.cel_worker, spoken to over its standard streams in frames: four bytes of
+In a process of its own, claimscope.cel.worker, spoken to over its standard streams in frames: four bytes of
 length, then JSON; its first one says that it is ready. It is replaced after some evaluations (each leaks up to 1 kB),
 when it dies and when a batch takes too long; an expression that does that twice is not asked again.
 """
@@ -21,12 +21,12 @@ from typing import IO, Final
 
 import msgspec
 
-from claimscope.claims.cel import Answer, Content
+from claimscope.cel.evaluator import Answer, Content
 
 log = logging.getLogger(__name__)
 
 LENGTH: Final = struct.Struct(">I")
-_COMMAND: Final = (sys.executable, "-P", "-m", "claimscope.claims.cel_worker")
+_COMMAND: Final = (sys.executable, "-P", "-m", "claimscope.cel.worker")
 
 
 _START_SECONDS: Final = 60.0  # loading the engine takes 0.2 s on a free core, and much longer on a tenth of one

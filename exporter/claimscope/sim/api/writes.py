@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
-from claimscope.sim import apierrors, apipatch
-from claimscope.sim.apistore import Key, Kind, Store, Stored, stored_of
+from claimscope.sim.api import errors as apierrors
+from claimscope.sim.api import patch as apipatch
+from claimscope.sim.api.store import Key, Kind, Store, Stored, stored_of
 
 Json = dict[str, Any]
 

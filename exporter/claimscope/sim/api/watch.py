@@ -16,9 +16,9 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from claimscope.sim import apierrors
-from claimscope.sim.apierrors import Refused
-from claimscope.sim.apistore import Change, Kind, Selection, Store, Stored, Table
+from claimscope.sim.api import errors as apierrors
+from claimscope.sim.api.errors import Refused
+from claimscope.sim.api.store import Change, Kind, Selection, Store, Stored, Table
 
 BATCH: Final = 500  # changes or objects in one write to the socket
 _WATCH_SECONDS: Final = 300.0  # without timeoutSeconds; the real server takes a random 30 to 60 minutes

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from claimscope.sim.apierrors import bad_request, forbidden, unauthorized
-from claimscope.sim.apistore import Kind
+from claimscope.sim.api.errors import bad_request, forbidden, unauthorized
+from claimscope.sim.api.store import Kind
 
 REVIEWS: Final = {  # (group, version, plural) -> kind
     ("authentication.k8s.io", "v1", "tokenreviews"): "TokenReview",

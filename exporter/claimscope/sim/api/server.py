@@ -16,14 +16,15 @@ import msgspec
 import yaml
 from aiohttp import web
 
-from claimscope.sim import apidiscovery, apierrors
-from claimscope.sim.apiaccess import REVIEWS, AccessTable, Asked, Rule, User
-from claimscope.sim.apierrors import Refused
-from claimscope.sim.apifaults import HttpFault, faulty
-from claimscope.sim.apikinds import ALL_KINDS, RESOURCE_CLAIMS, RESOURCE_SLICES, in_version
-from claimscope.sim.apistore import MAX_HISTORY, Kind, Selection, Store, Stored
-from claimscope.sim.apiwatch import BATCH, StreamingLists, Watches, number
-from claimscope.sim.apiwrites import Target, Writes
+from claimscope.sim.api import discovery as apidiscovery
+from claimscope.sim.api import errors as apierrors
+from claimscope.sim.api.access import REVIEWS, AccessTable, Asked, Rule, User
+from claimscope.sim.api.errors import Refused
+from claimscope.sim.api.faults import HttpFault, faulty
+from claimscope.sim.api.kinds import ALL_KINDS, RESOURCE_CLAIMS, RESOURCE_SLICES, in_version
+from claimscope.sim.api.store import MAX_HISTORY, Kind, Selection, Store, Stored
+from claimscope.sim.api.watch import BATCH, StreamingLists, Watches, number
+from claimscope.sim.api.writes import Target, Writes
 
 __all__ = [
     "ALL_KINDS",

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from claimscope.sim.apierrors import Refused
+from claimscope.sim.api.errors import Refused
 
 _SLOW_PARTS: Final = 10
 

@@ -1,0 +1,1 @@
+"""A simulated API server: real HTTP, resourceVersions, watches, writes, refusals."""
