@@ -8,8 +8,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claimscope.claims.cluster import Change, Cluster, PodClaim, claims_of, node_matches, rule_selects
+from claimscope.claims.cluster import Change, Cluster, PodClaim, claims_of, rule_selects
 from claimscope.claims.model import DeviceKey, Holding, Key, PoolKey, StandingTaint, Version
+from claimscope.kube.nodeselector import node_matches
 from claimscope.kube.objects import (
     DeviceTaintRule,
     Event,

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from claimscope.cel.quantity import Quantity, QuantityError
-from claimscope.claims.cluster import Cluster, node_matches
+from claimscope.claims.cluster import Cluster
 from claimscope.claims.fitting import (
     DEVICES_PER_CLAIM,
     CounterKey,
@@ -46,6 +46,7 @@ from claimscope.claims.fitting import (
 from claimscope.claims.model import DeviceFacts, Pool, PoolKey
 from claimscope.claims.selectors import Verdict
 from claimscope.claims.taints import Matcher, expressions_of
+from claimscope.kube.nodeselector import node_matches
 from claimscope.kube.objects import NodeSelector, NodeSelectorTerm
 from claimscope.metrics.cluster import sample
 from claimscope.model import Sample

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.quota import class_of_resource
 from claimscope.claims.state import is_bound
+from claimscope.kube.kinds import IMPLICIT_PREFIX
 from claimscope.kube.objects import (
     ClaimDevices,
     ClaimMeta,
@@ -23,8 +23,6 @@ from claimscope.kube.objects import (
     Pod,
     ResourceClaim,
 )
-
-IMPLICIT_PREFIX: Final = "deviceclass.resource.kubernetes.io/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from claimscope.claims.cluster import Cluster, node_matches
+from claimscope.claims.cluster import Cluster
 from claimscope.claims.fitting import Stocked, serves, stock_of
 from claimscope.claims.model import DeviceFacts, DeviceKey, Pool, PoolKey
+from claimscope.kube.nodeselector import node_matches
 from claimscope.kube.objects import NodeSelector
 
 _LONGEST_LOG: Final = 100_000

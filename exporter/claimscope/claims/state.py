@@ -8,7 +8,6 @@ from typing import Final
 
 from claimscope.claims.cluster import TERMINAL_PHASES, PodClaim, event_wall, holdings_of
 from claimscope.claims.model import ClaimState, DeviceKey, Doing
-from claimscope.kube.kinds import is_accelerator
 from claimscope.kube.objects import (
     Condition,
     Container,
@@ -72,6 +71,9 @@ def users_of(pod: Pod, entry: PodClaim) -> frozenset[str]:
     All of them where none says so: the claim is prepared and held for the pod all the same, as network drivers do
     whose devices belong to the pod's network namespace.
     """
+    mapped = pod.status.extended_resource_claim_status
+    if entry.extended and mapped is not None and mapped.request_mappings:
+        return frozenset(each.container_name for each in mapped.request_mappings)
     containers = [*(pod.spec.containers or ()), *(pod.spec.init_containers or ())]
     named = frozenset(each.name for each in containers if _uses(each, entry))
     return named or frozenset(each.name for each in pod.spec.containers or ())
@@ -79,10 +81,8 @@ def users_of(pod: Pod, entry: PodClaim) -> frozenset[str]:
 
 def _uses(container: Container, entry: PodClaim) -> bool:
     resources = container.resources
-    if resources is None:
+    if resources is None or entry.extended:
         return False
-    if entry.extended:
-        return any(is_accelerator(name) for name in resources.limits or ())
     return any(claim.name == entry.pod_claim for claim in resources.claims or ())
 
 

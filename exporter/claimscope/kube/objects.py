@@ -613,10 +613,17 @@ class PodClaimStatus(_Struct, frozen=True, rename="camel"):
     resource_claim_name: str | None = None
 
 
+class RequestMapping(_Struct, frozen=True, rename="camel"):
+    """Which container an extended resource's request of the claim is for."""
+
+    container_name: str = ""
+
+
 class ExtendedClaimStatus(_Struct, frozen=True, rename="camel"):
     """extendedResourceClaimStatus: the claim that the scheduler made for an extended resource."""
 
     resource_claim_name: str = ""
+    request_mappings: Sequence[RequestMapping] | None = None
 
 
 class PodStatus(_Struct, frozen=True, rename="camel"):
