@@ -66,12 +66,15 @@ class Look:
     device: Device
     now_ns: int
     window: Window | None  # the newest; None while the device does not answer
-    deltas: Mapping[str, float] = field(default_factory=dict)  # counters: rise in this window, within one epoch
-    seconds: float = 1.0  # length of the window
+    # Counters: rise in this window or minute; gauges: value x seconds. Within one epoch; what is not known is absent.
+    deltas: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 1.0  # length of the window or minute that `deltas` are about
     lost: str | None = None  # why the device does not answer, as the inventory says
     boot_seconds: float = float("inf")  # since this machine booted
     driver_seconds: float = float("inf")  # since the driver was loaded, or this GPU was reset
     events: tuple[Event, ...] = ()  # of this device since the last look, de-duplicated over all sources
+    links_seen: frozenset[str] = frozenset()  # NVLinks that were up since this machine booted: "nvlink_up/3"
+    peer_clock: float | None = None  # median SM clock of busy GPUs of this model on this node; None: too few of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,9 @@ class Judgement:
     holds: Holds
     evidence: Mapping[str, str] = field(default_factory=dict)  # what was found: "width": "4 of 16"
     severity: Severity | None = None  # another one than the rule's own, where the evidence decides
+    weight: float = 1.0  # what a minute counts for in a window of minutes: the part of it, or a number of errors
+    clean: bool = True  # False: it does not hold, and is too close to it, or too idle, to count as clean
+    provisional: bool = False  # the driver's own verdict is waited for, and may make it milder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
