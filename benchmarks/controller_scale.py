@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -104,6 +105,12 @@ def value_of(exposition: bytes, name: str) -> float:
     raise SystemExit(f"{name} is not in the exposition")
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def churn(server: subprocess.Popen[str], base: str) -> list[float]:
     """How late each marker was known, while claims and pods change."""
     assert server.stdin is not None
@@ -152,13 +159,16 @@ def run() -> dict[str, float]:
             body = get(f"{base}/metrics") or b""
             if time.monotonic() - began > GIVE_UP_SECONDS:
                 raise SystemExit(f"/metrics is not complete after {GIVE_UP_SECONDS:.0f} s")
+            time.sleep(0.05)
         found["first_complete_metrics_seconds"] = time.monotonic() - began
         found["exposition_mib"] = len(body) / (1 << 20)
         found["series"] = float(sum(not line.startswith(b"#") for line in body.splitlines()))
         del body
         found["scrape_seconds"] = min(seconds_of(lambda: get(f"{base}/metrics"))[0] for _ in range(3))
         found["scrape_gzip_seconds"] = min(seconds_of(lambda: get(f"{base}/metrics", gzip=True))[0] for _ in range(3))
+        used, began = cpu_seconds(controller.pid), time.monotonic()
         late = sorted(churn(server, base))
+        found["churn_cpu_ratio"] = (cpu_seconds(controller.pid) - used) / (time.monotonic() - began)
         found["event_lag_median_seconds"] = late[len(late) // 2]
         found["event_lag_worst_seconds"] = late[-1]
         exposition = get(f"{base}/metrics") or b""

@@ -107,6 +107,7 @@ class Watched:
 
     def __init__(self, *, since: float = 0) -> None:
         self.cluster = Cluster()
+        self.cluster.synced.add("pods")  # there are no others than those that were told
         self.lifecycle = Lifecycle(count_since_wall=BASE + since)
         self._versions = 0
 

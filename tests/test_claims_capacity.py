@@ -61,7 +61,7 @@ def test_each_state_and_what_comes_first() -> None:
         ],
         devicetaintrules=[a_rule("r", {"device": "ruled"}, key="claimscope.io/lost")],
     )
-    assert states(cluster) == {"allocated": 1, "unhealthy": 2, "tainted": 1, "reserved": 0, "free": 2}
+    assert states(cluster) == {"allocated": 1, "unhealthy": 2, "tainted": 1, "free": 2}
 
 
 def test_devices_of_no_class_stand_under_an_empty_one() -> None:
@@ -69,16 +69,13 @@ def test_devices_of_no_class_stand_under_an_empty_one() -> None:
     wrong = a_class("wrong", 'device.attributes["gpu.example.com"].absent == "x"')
     cluster = a_cluster(deviceclasses=[never, wrong], resourceslices=[a_slice(gpus(2))])
     found = values(Capacity().samples(cluster, Selectors.in_process()), "dra_pool_devices")
-    assert found == {
-        (D, "n1", "", "allocated"): 0, (D, "n1", "", "unhealthy"): 0, (D, "n1", "", "tainted"): 0,
-        (D, "n1", "", "reserved"): 0, (D, "n1", "", "free"): 2,
-    }
+    assert found == {(D, "n1", "", "allocated"): 0, (D, "n1", "", "free"): 2}
 
 
 def test_nobody_gets_a_device_of_an_incomplete_pool() -> None:
     cluster = a_cluster(deviceclasses=[GPU], resourceslices=[a_slice(gpus(2), count=2)])
     samples = Capacity().samples(cluster, Selectors.in_process())
-    assert states(cluster) == {"allocated": 0, "unhealthy": 0, "tainted": 0, "reserved": 2, "free": 0}
+    assert states(cluster) == {"allocated": 0, "reserved": 2, "free": 0}
     assert values(samples, "dra_pool_complete") == {(D, "n1"): 0}
     assert largest(cluster) == {("gpu",): 0}
 
@@ -101,7 +98,7 @@ def test_partitions_that_overlap_a_held_one_are_reserved() -> None:
         resourceclaims=[a_claim("c", a_result("half-a"))],
     )
     samples = Capacity().samples(cluster, Selectors.in_process())
-    assert states(cluster, "every") == {"allocated": 1, "unhealthy": 0, "tainted": 0, "reserved": 1, "free": 2}
+    assert states(cluster, "every") == {"allocated": 1, "reserved": 1, "free": 2}
     assert values(samples, "dra_pool_counter_capacity") == {(D, "n1", "gpu-0", "memory"): 80 * 2**30}
     assert values(samples, "dra_pool_counter_consumed") == {(D, "n1", "gpu-0", "memory"): 40 * 2**30}
     assert largest(cluster) == {("every",): 1}  # the quarter, after which no half is left
@@ -214,14 +211,10 @@ def test_the_recorded_node() -> None:
     node = ("gpu.nvidia.com", "gpu-node-1")
     assert values(samples, "dra_pool_devices") == {
         (*node, "gpu.nvidia.com", "allocated"): 6,
-        (*node, "gpu.nvidia.com", "unhealthy"): 0,
         (*node, "gpu.nvidia.com", "tainted"): 2,
-        (*node, "gpu.nvidia.com", "reserved"): 0,
         (*node, "gpu.nvidia.com", "free"): 0,
         (*node, "high-memory-gpu", "allocated"): 6,
-        (*node, "high-memory-gpu", "unhealthy"): 0,
         (*node, "high-memory-gpu", "tainted"): 2,
-        (*node, "high-memory-gpu", "reserved"): 0,
         (*node, "high-memory-gpu", "free"): 0,
     }
     assert values(samples, "dra_class_largest_claim_devices") == {

@@ -26,7 +26,7 @@ from claimscope.claims.demand import Rule
 from claimscope.claims.fitting import Attempt, Stage, allocate, rule_value
 from claimscope.claims.model import DeviceFacts
 from claimscope.claims.selectors import Match, Verdict
-from claimscope.claims.shortage import Shortages
+from claimscope.claims.survey import Survey
 
 
 class ByKind:
@@ -201,14 +201,14 @@ def test_devices_for_several_nodes_by_label() -> None:
                {"metadata": {"name": "n2", "uid": "n2", "labels": {"rack": "r2"}}}],
     )
     assert [attempt(known, spec(), node=node).stage for node in ("n1", "n2")] == [Stage.FITS, Stage.MATCH]
-    shortages = Shortages()
+    shortages = Survey()
     shortages.begin(known)
     found = shortages.find(known, ByKind(), [claim_spec(spec())])
     assert (found.stage, [near.node for near in found.closest]) == (Stage.FITS, ["n1"])
 
 
 def test_a_pool_that_moves_or_goes_leaves_its_node() -> None:
-    known, shortages, wanted = cluster(slices=TWO), Shortages(), [claim_spec(spec())]
+    known, shortages, wanted = cluster(slices=TWO), Survey(), [claim_spec(spec())]
     seen = []
     for moved in (None, "n2", None):
         shortages.begin(known)
@@ -306,7 +306,7 @@ def test_an_allocation_keeps_every_rule(known: Cluster, wanted: dict[str, Any]) 
                 assert len(set(values)) == 1
             else:
                 assert len(set(values)) == len(values)
-    shortages = Shortages()
+    shortages = Survey()
     shortages.begin(known)
     assert shortages.find(known, ByKind(), [parsed]).stage is best
 
@@ -316,10 +316,10 @@ def test_an_allocation_keeps_every_rule(known: Cluster, wanted: dict[str, Any]) 
 def test_what_is_kept_from_before_changes_no_answer(
     known: Cluster, wanted: dict[str, Any], data: st.DataObject
 ) -> None:
-    parsed, kept = claim_spec(wanted), Shortages()
+    parsed, kept = claim_spec(wanted), Survey()
     for _ in range(4):
         kept.begin(known)
-        fresh = Shortages()
+        fresh = Survey()
         fresh.begin(known)
         assert kept.find(known, ByKind(), [parsed]) == fresh.find(known, ByKind(), [parsed])
         here = sorted(known.claims)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recorded_cluster import START, Arrival, arrivals, lists
 
 from claimscope.claims.engine import Engine
 from claimscope.claims.model import ClusterSnapshot
 from claimscope.claims.selectors import Selectors
 from claimscope.model import Histogram, Sample
+from recorded_cluster import START, Arrival, arrivals, lists
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ def histograms(snapshot: ClusterSnapshot, family: str) -> dict[tuple[str, ...], 
     return {
         tuple(value for _, value in series.labels): (sum(series.counts), series.sum)
         for series in snapshot.samples
-        if isinstance(series, Histogram) and series.family == family and sum(series.counts)
+        if isinstance(series, Histogram) and series.family == family and any(series.counts)
     }
 
 

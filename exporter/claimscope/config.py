@@ -8,6 +8,7 @@ the YAML file, validation and docs/configuration.md all follow from them. Nothin
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
@@ -368,9 +369,26 @@ def _number(value: object) -> float:
         return 0.0
 
 
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123 label
+_OBJECT_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+def _check_namespace(text: str) -> None:
+    if text and _NAMESPACE.fullmatch(text) is None:
+        raise ValueError(f"`{text}` is no name of a namespace: up to 63 lower-case letters, digits and `-`")
+
+
+def _check_object_name(text: str) -> None:
+    if _OBJECT_NAME.fullmatch(text) is None:
+        raise ValueError(f"`{text}` is no name of an object: up to 253 lower-case letters, digits, `-` and `.`")
+
+
 _CHECKS: Mapping[str, Callable[[str], object]] = {
     "web_listen_address": split_address,
     "api_server_url": check_loopback_url,
+    "namespace": _check_namespace,
+    "lease_namespace": _check_namespace,
+    "lease_name": _check_object_name,
 }
 
 

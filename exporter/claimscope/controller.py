@@ -7,6 +7,7 @@ known is forgotten, since the next leader counts from where this one stopped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib.metadata
 import logging
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.engine import Engine
+from claimscope.claims.engine import SHARE_OF_TIME, Engine
 from claimscope.claims.explain import Explanation, explain
 from claimscope.claims.lifecycle import Lifecycle
 from claimscope.claims.model import ClusterSnapshot
@@ -25,7 +26,7 @@ from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import ControllerConfig
 from claimscope.export.cluster import ClusterCollector
-from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, OpenAccess
+from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, OpenAccess, discover
 from claimscope.kube.follow import WatchStatus, follow, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
 from claimscope.kube.lease import LeaderElection, LeaseSeen
@@ -37,8 +38,10 @@ from claimscope.web.site import Check, ListenError, Readiness, start_site
 
 logger = logging.getLogger(__name__)
 
-PUBLISH_SECONDS = 1.0
+PUBLISH_SECONDS = 1.0  # the longest pause where there is news, and how long none is waited for
+NEWS_SECONDS = 0.1  # the shortest pause
 STALE_SECONDS = 420.0  # a watch is ended by the server after 300 s at the latest, and is heard of then
+PATIENCE_SECONDS = 60.0  # after which a required kind that fails again and again keeps the others no longer
 READ_ONCE_SECONDS = 120.0
 
 
@@ -51,12 +54,12 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     # Nearly everything kept here is free of cycles; looking for some among millions of objects takes longer than work.
     gc.set_threshold(50_000, 20, 100)
     clock = SystemClock()
-    api = ApiClient(_access(config, environ, clock))
+    api = await _client(config, environ, clock)
     controller = _Controller(config=config, api=api, clock=clock)
     version = importlib.metadata.version("claimscope")
     controller.build_info = own("build_info", 1, version, "", platform.python_version())
     application = make_cluster_application(
-        snapshot=lambda: controller.snapshot,
+        snapshot=controller.shown,
         collector=ClusterCollector(config.claim_series),
         readiness=controller.readiness,
         explain=controller.explain,
@@ -75,15 +78,21 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
         await api.close()
 
 
-def _access(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> AccessSource:
+async def _client(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> ApiClient:
     try:
-        if config.api_server_url is not None:
-            return OpenAccess(config.api_server_url)
-        if config.kubeconfig is not None:
-            return Kubeconfig(Path(config.kubeconfig), clock)
-        return InCluster(environ, clock)
+        source = _access(config, environ, clock)
+        await source.access()  # credentials that cannot be used will not become so by waiting
     except ApiError as error:
         raise ControllerError(str(error)) from error
+    return ApiClient(source)
+
+
+def _access(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> AccessSource:
+    if config.api_server_url is not None:
+        return OpenAccess(config.api_server_url)
+    if config.kubeconfig is not None:
+        return Kubeconfig(Path(config.kubeconfig), clock)
+    return InCluster(environ, clock)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,12 +102,14 @@ class _Leadership:
     engine: Engine
     kinds: tuple[WatchedKind, ...]
     statuses: dict[str, WatchStatus]
+    began_ns: int
     complete: bool = False
 
-    def settled(self) -> bool:
+    def settled(self, now_ns: int) -> bool:
         """True once every kind has been read, or is known to be unreadable; it then stays so."""
         if not self.complete:
-            self.complete = all(_settled(kind, self.statuses[kind.name]) for kind in self.kinds)
+            patient = (now_ns - self.began_ns) / 1e9 < PATIENCE_SECONDS
+            self.complete = all(_settled(kind, self.statuses[kind.name], patient=patient) for kind in self.kinds)
             if self.complete:
                 # What has been read now will mostly stay: the cyclic collector need not walk it again and again.
                 gc.collect()
@@ -106,10 +117,10 @@ class _Leadership:
         return self.complete
 
 
-def _settled(kind: WatchedKind, status: WatchStatus) -> bool:
+def _settled(kind: WatchedKind, status: WatchStatus, *, patient: bool) -> bool:
     if status.synced or status.served is False:
         return True
-    return not kind.required and status.errors.total() > 0
+    return status.errors.total() > 0 and not (kind.required and patient)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,51 +133,85 @@ class _Controller:
     build_info: Sample | None = None
     election: LeaderElection | None = None
     leadership: _Leadership | None = None
+    lost: _Leadership | None = None  # one that ended, for as long as nobody else is known to have led since
     snapshot: ClusterSnapshot | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Leads at once where there is no election, else whenever elected."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publish(), name="publish")
-            if self.config.leader_election == "off":
-                tasks.create_task(self._lead(LeaseSeen()), name="lead")
-                return
-            config = self.config
-            self.election = LeaderElection(
-                self.api,
-                config.namespace,
-                config.lease_name,
-                config.identity,
-                self.clock,
-                lease_seconds=config.lease_seconds,
-                renew_deadline_seconds=config.lease_seconds * 2 / 3,
-                retry_seconds=config.lease_seconds / 8,
-            )
-            tasks.create_task(self.election.run(self._lead), name="election")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._publish(), name="publish")
+                if self.config.leader_election == "off":
+                    tasks.create_task(self._lead(LeaseSeen()), name="lead")
+                else:
+                    self.election = self._candidate()
+                    tasks.create_task(self.election.run(self._lead), name="election")
+        finally:
+            self._drop_lost()
+
+    def _candidate(self) -> LeaderElection:
+        config = self.config
+        return LeaderElection(
+            self.api,
+            config.namespace,
+            config.lease_name,
+            config.identity,
+            self.clock,
+            lease_seconds=config.lease_seconds,
+            renew_deadline_seconds=config.lease_seconds * 2 / 3,
+            retry_seconds=config.lease_seconds / 8,
+        )
+
+    def _leads(self) -> bool:
+        """Also right when this process was stopped for a while and does not know yet that its lease ran out."""
+        return self.election is None or self.election.is_leader
+
+    def shown(self) -> ClusterSnapshot | None:
+        """What is served: the newest snapshot, and nothing of the cluster once this replica may not lead any more."""
+        snapshot = self.snapshot
+        if snapshot is not None and snapshot.leading and not self._leads():
+            snapshot = self.snapshot = self._standby()
+        return snapshot
+
+    def _standby(self) -> ClusterSnapshot:
+        return ClusterSnapshot(wall_ns=self.clock.wall_ns(), leading=False, own=tuple(self._own(None)))
 
     async def _lead(self, before: LeaseSeen) -> None:
-        """Follows everything until it is cancelled. What ended while nobody led is counted, nothing is twice."""
+        """Follows everything until it is cancelled. What ended while nobody led is counted, nothing is twice.
+
+        Who lost the lease and gets it back before anybody else had it goes on counting where it stopped.
+        """
+        if not before.unchanged:
+            self._drop_lost()
+        leadership, self.lost = self.lost or self._begin(before), None
+        self.leadership = leadership
+        self._news.set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for kind in leadership.kinds:
+                    tasks.create_task(self._follow(kind, leadership), name=f"follow {kind.name}")
+        finally:
+            self.leadership, self.lost = None, leadership
+            self.snapshot = self._standby()
+            self._news.set()
+            gc.unfreeze()
+
+    def _drop_lost(self) -> None:
+        lost, self.lost = self.lost, None
+        if lost is not None:
+            lost.engine.selectors.close()
+
+    def _begin(self, before: LeaseSeen) -> _Leadership:
         now = self.clock.wall_ns() / 1e9
         since = now if before.renew_wall is None else min(before.renew_wall, now)
         kinds = watched_kinds(self.config.namespace)
-        selectors = Selectors()
-        leadership = _Leadership(
-            engine=Engine(clock=self.clock, selectors=selectors, count_since_wall=since),
+        return _Leadership(
+            engine=Engine(clock=self.clock, selectors=Selectors(), count_since_wall=since),
             kinds=kinds,
             statuses={kind.name: WatchStatus(name=kind.name) for kind in kinds},
+            began_ns=self.clock.monotonic_ns(),
         )
-        self.leadership = leadership
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for kind in kinds:
-                    tasks.create_task(self._follow(kind, leadership), name=f"follow {kind.name}")
-        finally:
-            self.leadership = None
-            self.snapshot = None
-            self._news.set()
-            selectors.close()
-            gc.unfreeze()
 
     async def _follow(self, kind: WatchedKind, leadership: _Leadership) -> None:
         engine = leadership.engine
@@ -185,17 +230,27 @@ class _Controller:
         )
 
     async def _publish(self) -> None:
-        """A new snapshot each second: also without news, since ages grow and a lease may be lost."""
+        """A new snapshot soon after news, and about each second without, since ages grow and a lease may be lost."""
         while True:
-            self.snapshot = await self._make_snapshot()
             self._news.clear()
-            await asyncio.sleep(PUBLISH_SECONDS)
+            began_ns = self.clock.monotonic_ns()
+            self.snapshot = await self._make_snapshot()
+            if self.leader() not in ("", self.config.identity):
+                self._drop_lost()
+            seconds = (self.clock.monotonic_ns() - began_ns) / 1e9
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_SECONDS):
+                    await self._news.wait()
+            # News of a small cluster is shown at once; where a snapshot is much work, many events share one.
+            await asyncio.sleep(min(max(NEWS_SECONDS, seconds / SHARE_OF_TIME), PUBLISH_SECONDS))
 
     async def _make_snapshot(self) -> ClusterSnapshot:
         leadership = self.leadership
         if leadership is None:
-            return ClusterSnapshot(wall_ns=self.clock.wall_ns(), leading=False, own=tuple(self._own(None)))
-        made = await leadership.engine.publish(complete=leadership.settled())
+            return self._standby()
+        made = await leadership.engine.publish(complete=leadership.settled(self.clock.monotonic_ns()))
+        if self.leadership is not leadership:  # lost while selectors were evaluated
+            return self._standby()
         own_samples = (*self._own(leadership), *made.own)
         return ClusterSnapshot(
             wall_ns=made.wall_ns, leading=True, complete=made.complete, claims=made.claims, waits=made.waits,
@@ -215,25 +270,35 @@ class _Controller:
 
     def leader(self) -> str:
         """Name of the replica that leads; empty while none is known."""
-        return self.config.identity if self.election is None else self.election.holder or ""
+        if self._leads():
+            return self.config.identity
+        holder = None if self.election is None else self.election.holder
+        return "" if holder is None or holder == self.config.identity else holder
 
     def readiness(self) -> Readiness:
         """A standby is ready to take over; a leader when it has read what it needs and still hears of it."""
-        leadership, election = self.leadership, self.election
-        if leadership is None:
-            holder = election.holder if election is not None else None
-            if holder is None:
-                return Readiness(checks=(Check(name="election", ok=False, reason="nobody is known to lead yet"),))
-            return Readiness(checks=(Check(name="election", ok=True, reason=f"standing by, {holder} leads"),))
+        leadership = self.leadership
+        if leadership is None or not self._leads():
+            return Readiness(checks=(self._standing_by(),))
         now = self.clock.wall_ns() / 1e9
         checks = [Check(name="election", ok=True, reason="leading")]
         checks += (_check(kind, leadership.statuses[kind.name], now) for kind in leadership.kinds if kind.required)
         return Readiness(checks=tuple(checks))
 
+    def _standing_by(self) -> Check:
+        election = self.election
+        if election is not None and election.trouble is not None:
+            reason = f"the lease cannot be read or written ({election.trouble.value})"
+            return Check(name="election", ok=False, reason=reason)
+        leader = self.leader()
+        if not leader:
+            return Check(name="election", ok=False, reason="nobody is known to lead yet")
+        return Check(name="election", ok=True, reason=f"standing by, {leader} leads")
+
     async def explain(self, namespace: str, name: str) -> Explanation | None:
         """Why a claim is as it is; None while this replica has not read the cluster."""
         leadership = self.leadership
-        if leadership is None or not leadership.complete:
+        if leadership is None or not leadership.complete or not self._leads():
             return None
         engine = leadership.engine
         return await _explain(engine.cluster, engine.selectors, engine.lifecycle, namespace, name, self.clock)
@@ -271,7 +336,7 @@ async def explain_once(
 ) -> Explanation:
     """Reads the cluster once and explains one claim; raises ControllerError."""
     clock = SystemClock()
-    api = ApiClient(_access(config, environ, clock))
+    api = await _client(config, environ, clock)
     kinds = watched_kinds(config.namespace)
     statuses = [WatchStatus(name=kind.name) for kind in kinds]
     cluster, lifecycle = Cluster(), Lifecycle(count_since_wall=clock.wall_ns() / 1e9)
@@ -294,8 +359,12 @@ async def explain_once(
         for kind, status in zip(kinds, statuses, strict=True)
     ]
     try:
+        claims = kinds[0]
+        await discover(api, claims.group, claims.versions, claims.plural)
         await _read_all(kinds, statuses, read)
         return await _explain(cluster, selectors, lifecycle, namespace, name, clock)
+    except ApiError as error:
+        raise ControllerError(str(error)) from error
     finally:
         for task in tasks:
             task.cancel()
@@ -319,4 +388,6 @@ async def _read_all(kinds: Sequence[WatchedKind], statuses: Sequence[WatchStatus
     claims = next(status for kind, status in zip(kinds, statuses, strict=True) if kind.name == "resourceclaims")
     if not claims.synced:
         why = ", ".join(reason.value for reason in claims.errors) or "no answer"
-        raise ControllerError(f"the ResourceClaims cannot be read ({why}); the log above says where and what to do")
+        raise ControllerError(
+            f"the ResourceClaims cannot be read ({why}); `kubectl auth can-i list resourceclaims -A` says more"
+        )

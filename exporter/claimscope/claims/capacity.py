@@ -11,6 +11,7 @@ reserved    free, and yet nobody can have it: partitions that overlap it have ta
 free        the rest.
 
 What the kubelet reports about health in pod status concerns allocated devices alone, so it decides no state here.
+Only allocated and free are shown where they are zero; a pool without tainted devices has no series that says so.
 A device counts in every class that it matches, and under an empty class where it is known to match none, or where it
 cannot be told. Drivers are data: nothing here knows a vendor beyond the keys of its health taints.
 """
@@ -21,7 +22,7 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -61,6 +62,9 @@ class State(enum.Enum):
     TAINTED = "tainted"
     RESERVED = "reserved"
     FREE = "free"
+
+
+_ALWAYS_SHOWN: Final = frozenset({State.ALLOCATED, State.FREE})
 
 
 class _Place(NamedTuple):
@@ -221,6 +225,7 @@ class Capacity:
 
     def _know(self, pool: Pool, selectors: Matcher) -> _Known:
         members: list[tuple[str, ...]] = []
+        alike: dict[Any, Any] = {}  # what is the same for most devices of a pool is kept once
         unsettled = False
         for device in pool.devices:
             found: list[str] = []
@@ -232,7 +237,7 @@ class Capacity:
                     found.append(name)
                 elif verdict is Verdict.UNKNOWN:
                     unsettled = True
-            members.append(tuple(found))
+            members.append(alike.setdefault(tuple(found), tuple(found)))
         return _Known(
             pool=pool,
             members=tuple(members),
@@ -244,7 +249,7 @@ class Capacity:
                 for counter, text in counters.items()
                 if (amount := _amount(text)) is not None
             },
-            places=tuple(_place(device) for device in pool.devices),
+            places=tuple([alike.setdefault(place, place) for place in map(_place, pool.devices)]),
         )
 
     def _largest(self, cluster: Cluster) -> Iterator[Sample]:
@@ -319,7 +324,9 @@ def _states(known: _Known, states: list[State]) -> Iterator[Sample]:
             of_class.setdefault(name, []).append(state)
     for name in sorted(of_class):
         for state in State:
-            yield sample("dra_pool_devices", of_class[name].count(state), *known.pool.key, name, state.value)
+            number = of_class[name].count(state)
+            if number or state in _ALWAYS_SHOWN:
+                yield sample("dra_pool_devices", number, *known.pool.key, name, state.value)
 
 
 def _counters(known: _Known, left: Amounts) -> Iterator[Sample]:

@@ -1,8 +1,8 @@
 """Why is a claim that a pod needs not ready? The causes that objects, events and the scheduler's words tell.
 
 One function a cause; each answers None where it does not apply. The texts looked for are those of Kubernetes 1.36:
-pkg/controller/resourceclaim, pkg/scheduler/framework/plugins/dynamicresources, pkg/kubelet/cm/dra. Nothing writes a
-reason to the claim itself, and no event is ever emitted on one.
+pkg/scheduler/framework/plugins/dynamicresources, pkg/kubelet/cm/dra. Nothing writes a reason to the claim itself, and
+no event is ever emitted on one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from claimscope.claims.cluster import Cluster, PodClaim, event_wall
+from claimscope.claims.cluster import Cluster, PodClaim, claims_of, event_wall
 from claimscope.claims.fitting import DEVICES_PER_CLAIM, Stage
-from claimscope.claims.model import Diagnosis, Key, PendingReason
+from claimscope.claims.model import Diagnosis, PendingReason
 from claimscope.claims.shortage import Shortage
 from claimscope.claims.state import condition_of, is_bound
 from claimscope.kube.objects import ClaimSpec, Condition, DeviceResult, Event, Pod, ResourceClaim, unix_seconds
 
 GRACE_SECONDS: Final = 10.0  # for controllers and watches to come to a new object
-CANNOT_ALLOCATE: Final = "cannot allocate all claims"
+UNSEEN_SECONDS: Final = 60.0  # after which a scheduler that runs has looked at a pod
 # Parts of the scheduler's message that say nothing of their own.
-_NOISE: Final = ("still not schedulable", CANNOT_ALLOCATE, "no new claims to deallocate")
+_NOISE: Final = (
+    "still not schedulable", "cannot allocate all claims", "no new claims to deallocate", "cannot fit resource",
+    "cannot schedule extended resource claim", "is in the process of being allocated",
+)
 _PREEMPTION: Final = re.compile(
     r"\s*(still not schedulable,|no new claims to deallocate,)?\s*preemption: .*$", re.DOTALL
 )
@@ -37,9 +40,22 @@ class Question:
     pod: Pod
     entry: PodClaim
     claim: ResourceClaim | None
+    resources: tuple[str, ...] = ()  # extended resources for which the scheduler is yet to make this claim
     shortage: Shortage | None = None  # of a claim that is not allocated; None: devices or classes are not known
     together: Shortage | None = None  # of all claims of the pod that are not allocated, where there are several
-    other_claims: tuple[str, ...] = ()  # these others, by name
+    others: tuple[Question, ...] = ()  # the pod's other claims, while the pod is on no node; these know no others
+
+    @property
+    def called(self) -> str:
+        """The claim in words."""
+        if self.resources:
+            return f"extended resource {', '.join(self.resources)}"
+        return f"claim {self.entry.claim or self.entry.pod_claim}"
+
+    @property
+    def open_others(self) -> tuple[str, ...]:
+        """The pod's other claims that exist and have no devices, in words."""
+        return tuple(other.called for other in self.others if other.unallocated is not None)
 
     @property
     def unallocated(self) -> ResourceClaim | None:
@@ -69,136 +85,45 @@ class Question:
         return (f"scheduler on pod {self.pod.metadata.name}: {text}",) if text else ()
 
     @property
+    def age_seconds(self) -> float | None:
+        """How long both the pod and the claim have been there."""
+        stamps = [self.pod.metadata.creation_timestamp]
+        if self.claim is not None and not self.resources:
+            stamps.append(self.claim.metadata.creation_timestamp)
+        walls = [seconds for stamp in stamps if (seconds := unix_seconds(stamp)) is not None]
+        return self.wall - max(walls) if walls else None
+
+    @property
     def young(self) -> bool:
         """True while controllers may simply not have come to it yet."""
-        created = unix_seconds(self.pod.metadata.creation_timestamp)
-        return created is None or self.wall - created < GRACE_SECONDS
+        return self.age_seconds is None or self.age_seconds < GRACE_SECONDS
+
+    @property
+    def unseen(self) -> bool:
+        """True where no scheduler has said anything of the pod for as long as one that runs may take."""
+        if is_bound(self.pod) or condition_of(self.pod, "PodScheduled") is not None:
+            return False
+        return self.age_seconds is not None and self.age_seconds >= UNSEEN_SECONDS
 
     def reads(self, kind: str) -> bool:
-        """Whether a kind has been read, so that an absent object is known to be absent."""
-        return kind in self.cluster.synced
+        """Whether a kind is known, so that an absent object is known to be absent; what is not served has none."""
+        return kind in self.cluster.synced or kind in self.cluster.unserved
 
 
 Check = Callable[[Question], Diagnosis | None]
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# --- claims that do not exist ---
-
-
-def claim_missing(question: Question) -> Diagnosis | None:
-    """A pod names a claim that nobody made; the scheduler holds the pod back without a word."""
-    entry = question.entry
-    if question.claim is not None or entry.claim is None or not question.reads("resourceclaims"):
-        return None
-    if entry.template is not None and question.young:
-        return None
-    about = f"made from template {entry.template} and gone since" if entry.template else "which does not exist"
-    return Diagnosis(
-        reason=PendingReason.CLAIM_MISSING,
-        summary=f"pod {question.pod.metadata.name} names ResourceClaim {entry.claim}, {about}",
-        evidence=(f"spec.resourceClaims[name={entry.pod_claim}] of the pod",
-                  "the scheduler emits no event and sets no condition for this"),
-        cure="delete the pod so that its claim is made again" if entry.template else
-        f"create ResourceClaim {entry.claim} in namespace {question.pod.metadata.namespace}, or correct the pod",
-    )
-
-
-def creation_event(question: Question) -> Event | None:
-    """What the claim controller last said about this claim of the pod."""
-    if question.claim is not None or question.entry.template is None:
-        return None
-    event = question.cluster.event(question.pod, "FailedResourceClaimCreation")
-    if event is None or f"PodResourceClaim {question.entry.pod_claim}:" not in event.message:
-        return None
-    return event
-
-
-def template_missing(question: Question) -> Diagnosis | None:
-    """A pod names a template that does not exist."""
-    entry, namespace = question.entry, question.pod.metadata.namespace
-    if question.claim is not None or entry.template is None:
-        return None
-    event = creation_event(question)
-    if question.reads("resourceclaimtemplates"):
-        if Key(namespace, entry.template) in question.cluster.templates:
-            return None
-    elif event is None or not re.search(r"resource claim template .* not found", event.message):
-        return None
-    return Diagnosis(
-        reason=PendingReason.TEMPLATE_MISSING,
-        summary=f"pod {question.pod.metadata.name} names ResourceClaimTemplate {entry.template}, which does not exist",
-        evidence=_event_words(event),
-        cure=f"create ResourceClaimTemplate {entry.template} in namespace {namespace}, or correct the pod",
-    )
-
-
-def quota(question: Question) -> Diagnosis | None:
-    """A ResourceQuota forbids the claim that the template would yield."""
-    event = creation_event(question)
-    found = re.search(r"exceeded quota: ([^,]+), (requested: .*)", event.message) if event is not None else None
-    if event is None or found is None:
-        return None
-    name = found[1]
-    return Diagnosis(
-        reason=PendingReason.QUOTA,
-        summary=f"ResourceQuota {name} of namespace {question.pod.metadata.namespace} forbids the claim: {found[2]}",
-        evidence=(*_quota_words(question, name), *_event_words(event)),
-        cure=f"raise ResourceQuota {name}, or delete claims that count against it; a claim counts from its creation, "
-        "also while it is pending",
-    )
-
-
-def _quota_words(question: Question, name: str) -> tuple[str, ...]:
-    known = question.cluster.quotas.get(Key(question.pod.metadata.namespace, name))
-    if known is None:
-        return ()
-    used = known.status.used or {}
-    return tuple(
-        f"quota {name} now: {used.get(resource, '0')} of {hard} {resource} used"
-        for resource, hard in sorted((known.status.hard or {}).items())
-    )
-
-
-def admission(question: Question) -> Diagnosis | None:
-    """Something else refuses the claim: a webhook, a policy, validation, permissions."""
-    event = creation_event(question)
-    if event is None:
-        return None
-    _, _, text = event.message.partition("create ResourceClaim")
-    told = text.removeprefix(" : ").removeprefix(": ") or event.message
-    return Diagnosis(
-        reason=PendingReason.ADMISSION,
-        summary=f"the claim of template {question.entry.template} could not be created: {told}",
-        evidence=_event_words(event),
-        cure="change the template, or the webhook or policy that refuses it",
-    )
-
-
-def _event_words(event: Event | None) -> tuple[str, ...]:
+def event_words(event: Event | None) -> tuple[str, ...]:
+    """An event as evidence."""
     if event is None:
         return ()
     times = max(event.count or 1, event.series.count if event.series is not None else 1)
     return (f"event {event.reason}{f' ({times} times)' if times > 1 else ''}: {event.message}",)
 
 
-def claim_not_created(question: Question) -> Diagnosis | None:
-    """No claim yet, and nobody says why."""
-    if question.claim is not None:
-        return None
-    if not question.reads("resourceclaims"):
-        return unknown(question, "ResourceClaims cannot be read")
-    template = question.entry.template
-    return Diagnosis(
-        reason=PendingReason.CLAIM_NOT_CREATED,
-        summary=f"no claim has been made from template {template} yet, and the claim controller says nothing"
-        if template and question.entry.claim is None else "the claim that the pod names has not been seen yet",
-        cure="look at the log of kube-controller-manager (resourceclaim controller) if this lasts longer than seconds",
-    )
+def count(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- claims that cannot be scheduled, whatever devices there are ---
@@ -326,7 +251,7 @@ def binding_conditions(question: Question) -> Diagnosis | None:
         reason=PendingReason.BINDING_CONDITIONS,
         summary=f"allocated; {count(len(open_), 'device')} must be made ready before the pod is bound"
         if open_ else f"allocated, and {question.said}",
-        evidence=(*open_, *_event_words(event), *question.words),
+        evidence=(*open_, *event_words(event), *question.words),
         cure="look at the driver that sets these conditions in the claim's status.devices; the scheduler gives up "
         "after its binding timeout (10 minutes by default) and tries again",
     )
@@ -389,34 +314,51 @@ def other_scheduling(question: Question) -> Diagnosis | None:
         return None
     if question.unallocated is not None and (question.shortage is None or question.shortage.stage is not Stage.FITS):
         return None
-    others = _other_reasons(question.said)
-    if not others and question.unallocated is not None and not question.other_claims:
+    others = _other_reasons(question)
+    if not others and not question.open_others:
         return None
     near = question.shortage.closest if question.shortage is not None else ()
     where = f"its devices are free on {', '.join(each.node for each in near)}" if near else "it has its devices"
     if question.allocated is not None:
         where = "it has its devices"
-    but = "; ".join(others) or f"the pod also waits for claim {', '.join(question.other_claims) or 'of its own'}"
+    but = "; ".join(others) or f"the pod also waits for {', '.join(question.open_others)}"
     return Diagnosis(
         reason=PendingReason.OTHER_SCHEDULING,
         summary=f"{where}, but pod {question.pod.metadata.name} cannot be scheduled: {but}",
-        evidence=(*_cordoned(question), *question.words),
+        evidence=(*cordoned(question), *question.words),
         cure="make room on a node with free devices: cpu, memory, node taints and affinity count as well",
     )
 
 
-def _other_reasons(said: str) -> list[str]:
+def _other_reasons(question: Question) -> list[str]:
     """What the scheduler's histogram names besides claims: "2 Insufficient cpu"."""
-    text = _PREEMPTION.sub("", said)
+    text = _PREEMPTION.sub("", question.said)
     _, _, parts = text.rpartition("nodes are available: ")
-    return [part.strip(" .") for part in parts.split(", ") if part.strip(" .") and not any(n in part for n in _NOISE)]
+    noise = (*_NOISE, *(f"Insufficient {name}" for name in question.resources))
+    return [part.strip(" .") for part in parts.split(", ") if part.strip(" .") and not any(n in part for n in noise)]
 
 
-def _cordoned(question: Question) -> tuple[str, ...]:
+def cordoned(question: Question) -> tuple[str, ...]:
+    """Which of the closest nodes take no new pods."""
     near = question.shortage.closest if question.shortage is not None else ()
     return tuple(
         f"node {each.node} is cordoned" for each in near
         if (node := question.cluster.nodes.get(each.node)) is not None and node.spec.unschedulable
+    )
+
+
+def unseen(question: Question) -> Diagnosis | None:
+    """No scheduler has said a word of the pod, for longer than one that runs would take."""
+    if question.claim is None or not question.unseen:
+        return None
+    if question.unallocated is not None and (question.shortage is None or question.shortage.stage is not Stage.FITS):
+        return None
+    pod, name = question.pod.metadata.name, question.pod.spec.scheduler_name or "default-scheduler"
+    return Diagnosis(
+        reason=PendingReason.OTHER_SCHEDULING,
+        summary=f"no scheduler has looked at pod {pod}; spec.schedulerName is {name}: is it running?",
+        evidence=("the pod has no condition PodScheduled", *cordoned(question)),
+        cure=f"see whether scheduler {name} runs and what its log says, or correct spec.schedulerName of the pod",
     )
 
 
@@ -445,15 +387,31 @@ def prepare_failed(question: Question) -> Diagnosis | None:
     since = unix_seconds(bound.last_transition_time) if bound is not None else None
     if since is not None and event_wall(event) < since - 1:
         return None
+    node = question.pod.spec.node_name or "the node"
     told = event.message.removeprefix("Failed to prepare dynamic resources: ").removeprefix(
         "prepare dynamic resources: "
     )
+    about = _claims_named(question, told)
+    if about and question.entry.claim not in about:
+        return Diagnosis(
+            reason=PendingReason.PREPARING,
+            summary=f"waits for claim {', '.join(about)} of the same pod, which node {node} cannot prepare: {told}",
+            evidence=event_words(event),
+            cure=_prepare_cure(told, node),
+        )
     return Diagnosis(
         reason=PendingReason.PREPARE_FAILED,
-        summary=f"node {question.pod.spec.node_name} cannot prepare the devices: {told}",
-        evidence=_event_words(event),
-        cure=_prepare_cure(told, question.pod.spec.node_name or "the node"),
+        summary=f"node {node} cannot prepare the devices: {told}",
+        evidence=event_words(event),
+        cure=_prepare_cure(told, node),
     )
+
+
+def _claims_named(question: Question, told: str) -> tuple[str, ...]:
+    """Which of the pod's claims the kubelet speaks of; none where it does not say."""
+    names = [entry.claim for entry in claims_of(question.pod) if entry.claim is not None]
+    spoken = {name.rstrip(".") for name in re.findall(r"ResourceClaim (?:with same name )?([a-z0-9.-]+)", told)}
+    return tuple(name for name in names if name in spoken)
 
 
 def _prepare_cure(told: str, node: str) -> str:
@@ -470,21 +428,36 @@ def preparing(question: Question) -> Diagnosis | None:
     """Between binding and sandbox: devices, volumes, network."""
     if question.allocated is None or not is_bound(question.pod):
         return None
+    deaf = not question.reads("events/FailedPrepareDynamicResources")
     return Diagnosis(
         reason=PendingReason.PREPARING,
         summary=f"node {question.pod.spec.node_name} prepares devices, volumes and network of the pod",
+        evidence=("whether that failed is not known: the kubelet's events cannot be read",) if deaf else (),
         cure="nothing yet; if it lasts, see the pod's events and the driver's log on the node",
     )
 
 
 def unknown(question: Question, why: str = "") -> Diagnosis:
     """None of the causes fits; what is known is shown."""
-    if not why and question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
-        near = ", ".join(each.node for each in question.shortage.closest)
-        why = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near or 'a node'}"
     return Diagnosis(
         reason=PendingReason.UNKNOWN,
-        summary=why or "none of the known causes fits",
-        evidence=(*_cordoned(question), *question.words),
+        summary=why or _what_is_known(question) or "none of the known causes fits",
+        evidence=(*cordoned(question), *question.words),
         cure="see the pod's conditions and events and the scheduler's log",
     )
+
+
+def _what_is_known(question: Question) -> str:
+    pod = question.pod
+    if question.unallocated is not None and is_bound(pod):
+        return (f"pod {pod.metadata.name} is on node {pod.spec.node_name}, and the claim has no devices: whoever put it "
+                "there allocates no claims, or the claim was released since")
+    if question.allocated is not None and question.said:
+        return "it has its devices, and the scheduler has not said since what keeps the pod"
+    if question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
+        near = ", ".join(each.node for each in question.shortage.closest) or "a node"
+        words = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near}"
+        if not question.reads("devicetaintrules"):
+            words += ", as far as is known: DeviceTaintRules cannot be read, so their taints are not known"
+        return words
+    return ""

@@ -6,16 +6,14 @@ decides nothing: states, causes and counts are made from it elsewhere.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, Pool, PoolKey, StandingTaint, Version
+from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, Pool, PoolKey, StandingTaint
+from claimscope.claims.published import PublishedSlice, flatten
 from claimscope.kube.objects import (
-    AttributeValue,
     DeviceClass,
-    DeviceSpec,
     DeviceTaintRule,
     Event,
     Lease,
@@ -26,11 +24,11 @@ from claimscope.kube.objects import (
     ResourceClaim,
     ResourceClaimTemplate,
     ResourceQuota,
-    ResourceSlice,
     SelectorRequirement,
     unix_seconds,
 )
 
+_NOTHING: Mapping[str, str] = {}
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
@@ -73,6 +71,10 @@ def claims_of(pod: Pod) -> tuple[PodClaim, ...]:
     return tuple(found)
 
 
+def _named_claims(pod: Pod) -> frozenset[str]:
+    return frozenset(entry.claim for entry in claims_of(pod) if entry.claim is not None)
+
+
 def is_active(pod: Pod) -> bool:
     """True while a pod still wants its claims: it has neither ended nor been told to."""
     return pod.status.phase not in TERMINAL_PHASES and pod.metadata.deletion_timestamp is None
@@ -88,19 +90,20 @@ def holdings_of(claim: ResourceClaim) -> tuple[Holding, ...]:
     allocation = claim.status.allocation
     if allocation is None:
         return ()
-    return tuple(
+    key = key_of(claim)
+    return tuple([
         Holding(
-            claim=key_of(claim),
+            claim=key,
             claim_uid=claim.metadata.uid,
             request=result.request,
             device=DeviceKey(result.driver, result.pool, result.device),
             admin=bool(result.admin_access),
             share_id=result.share_id,
-            consumed=result.consumed_capacity or {},
+            consumed=result.consumed_capacity or _NOTHING,
             tolerations=tuple(result.tolerations or ()),
         )
         for result in allocation.devices.results or ()
-    )
+    ])
 
 
 def rule_selects(rule: DeviceTaintRule, device: DeviceKey) -> bool:
@@ -162,56 +165,6 @@ def _requirement_holds(requirement: SelectorRequirement, values: Mapping[str, st
             return False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Slice:
-    """One slice, flattened; the decoded object is not kept."""
-
-    pool: PoolKey
-    generation: int
-    expected: int
-    devices: tuple[DeviceFacts, ...]
-    counters: Mapping[str, Mapping[str, str]]
-
-
-def _flatten(published: ResourceSlice) -> _Slice:
-    spec = published.spec
-    pool = PoolKey(sys.intern(spec.driver), sys.intern(spec.pool.name))
-    return _Slice(
-        pool=pool,
-        generation=spec.pool.generation,
-        expected=spec.pool.resource_slice_count,
-        devices=tuple(_device(pool, published, device) for device in spec.devices or ()),
-        counters={
-            counter_set.name: {name: counter.value for name, counter in (counter_set.counters or {}).items()}
-            for counter_set in spec.shared_counters or ()
-        },
-    )
-
-
-def _device(pool: PoolKey, published: ResourceSlice, device: DeviceSpec) -> DeviceFacts:
-    spec = published.spec
-    own = device if spec.per_device_node_selection else spec
-    attributes: dict[str, AttributeValue] = {}
-    raw = {**((device.basic.attributes if device.basic else None) or {}), **(device.attributes or {})}
-    for name, attribute in raw.items():
-        value = Version(attribute.version) if attribute.version is not None else attribute.value()
-        if value is not None:
-            # The same words on thousands of devices: kept once.
-            attributes[sys.intern(name)] = sys.intern(value) if type(value) is str else value
-    return DeviceFacts(
-        key=DeviceKey(pool.driver, pool.pool, sys.intern(device.name)),
-        node=sys.intern(own.node_name) if own.node_name else None,
-        node_selector=own.node_selector,
-        all_nodes=bool(own.all_nodes),
-        attributes=attributes,
-        capacity=device.capacity or {},
-        consumes=tuple(device.consumes_counters or ()),
-        taints=tuple(device.taints or ()),
-        binding_conditions=tuple(device.binding_conditions or ()),
-        shared=bool(device.allow_multiple_allocations),
-    )
-
-
 class Cluster:
     """The mirror. Every mapping is live and must only be read; one event loop owns it."""
 
@@ -227,9 +180,10 @@ class Cluster:
         self.pools: dict[PoolKey, Pool] = {}
         self.devices: dict[DeviceKey, DeviceFacts] = {}
         self.synced: set[str] = set()  # kinds whose list has been read at least once
-        self._slices: dict[str, _Slice] = {}
+        self.unserved: set[str] = set()  # kinds that the API server does not serve: there are none
+        self._slices: dict[str, PublishedSlice] = {}
         self._slices_of_pool: dict[PoolKey, set[str]] = {}
-        self._pods_of_claim: dict[Key, set[Key]] = {}
+        self._pods_of_claim: dict[Key, tuple[Key, ...]] = {}
         self._holdings: dict[DeviceKey, tuple[Holding, ...]] = {}
         self._events: dict[str, dict[tuple[str, str], Event]] = {}  # reason -> (namespace/pod, uid) -> newest
         self._narrow_rules: dict[DeviceKey, set[str]] = {}  # rules that name exactly one device
@@ -289,8 +243,9 @@ class Cluster:
     ) -> list[Change]:
         self.revision += 1
         if kind == "resourceslices":
-            self._put_slice(identity, obj)
-            return [Change(kind=kind, before=None, after=obj, listed=listed)]
+            published = flatten(obj) if obj is not None else None
+            self._put_slice(identity, published)
+            return [Change(kind=kind, before=None, after=published, listed=listed)]
         if kind.startswith("events/"):
             if obj is not None:
                 self._put_event(obj)
@@ -331,7 +286,7 @@ class Cluster:
             if before is None or after is None or before.metadata.labels != after.metadata.labels:
                 self.node_labels_version += 1
         elif kind == "pods":
-            self._index_pod(before, after)
+            self._index_pod(identity, before, after)
             if after is None:
                 for events in self._events.values():
                     events.pop((str(identity), before.metadata.uid), None)
@@ -366,20 +321,19 @@ class Cluster:
                 if device is not None and not names:
                     del self._narrow_rules[device]
 
-    def _index_pod(self, before: Pod | None, after: Pod | None) -> None:
-        for pod, add in ((before, False), (after, True)):
-            if pod is None:
-                continue
-            for entry in claims_of(pod):
-                if entry.claim is None:
-                    continue
-                claim = Key(pod.metadata.namespace, entry.claim)
-                if add:
-                    self._pods_of_claim.setdefault(claim, set()).add(key_of(pod))
-                elif claim in self._pods_of_claim:
-                    self._pods_of_claim[claim].discard(key_of(pod))
-                    if not self._pods_of_claim[claim]:
-                        del self._pods_of_claim[claim]
+    def _index_pod(self, key: Key, before: Pod | None, after: Pod | None) -> None:
+        old = _named_claims(before) if before is not None else frozenset()
+        new = _named_claims(after) if after is not None else frozenset()
+        for name in new - old:
+            claim = Key(key.namespace, name)
+            self._pods_of_claim[claim] = (*self._pods_of_claim.get(claim, ()), key)
+        for name in old - new:
+            claim = Key(key.namespace, name)
+            left = tuple(each for each in self._pods_of_claim[claim] if each != key)
+            if left:
+                self._pods_of_claim[claim] = left
+            else:
+                del self._pods_of_claim[claim]
 
     def _put_event(self, event: Event) -> None:
         about = event.involved_object
@@ -398,17 +352,16 @@ class Cluster:
         if key not in self.pods:
             self._events.get(event.reason, {}).pop((str(key), about.uid), None)
 
-    def _put_slice(self, name: str, published: ResourceSlice | None) -> None:
+    def _put_slice(self, name: str, published: PublishedSlice | None) -> None:
         before = self._slices.pop(name, None)
         touched: set[PoolKey] = set()
         if before is not None:
             self._slices_of_pool[before.pool].discard(name)
             touched.add(before.pool)
         if published is not None:
-            flat = _flatten(published)
-            self._slices[name] = flat
-            self._slices_of_pool.setdefault(flat.pool, set()).add(name)
-            touched.add(flat.pool)
+            self._slices[name] = published
+            self._slices_of_pool.setdefault(published.pool, set()).add(name)
+            touched.add(published.pool)
         for pool in touched:
             self._derive(pool)
 

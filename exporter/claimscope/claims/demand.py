@@ -53,11 +53,6 @@ class Demand:
         """How many devices the first alternatives want; All counts as one."""
         return sum(1 if request[0].every else request[0].count for request in self.requests)
 
-    @property
-    def missing_classes(self) -> tuple[str, ...]:
-        """Classes that do not exist."""
-        return tuple(sorted({option.device_class for option in self.options if option.selectors is None}))
-
 
 def demand_of(specs: Sequence[ClaimSpec], classes: Mapping[str, DeviceClass]) -> Demand:
     """What claims want, with the selectors of their classes."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from claimscope.claims.model import DURATION_BOUNDS, LIFETIME_BOUNDS, Phase
@@ -34,6 +35,17 @@ class Moment(NamedTuple):
     def counts_after(self, wall: float) -> bool:
         """Whether this happened under our own eyes, or states that it happened after `wall`."""
         return self.arrival_ns is not None or (self.stamp is not None and self.stamp > wall)
+
+
+@lru_cache(maxsize=16_384)
+def listed(stamp: float | None) -> Moment:
+    """What a list told: only the second is known, and all that happened in it share one object."""
+    return Moment(None, stamp)
+
+
+def moment(arrival_ns: int | None, stamp: float | None) -> Moment:
+    """When something happened that a watch brought at `arrival_ns`, or a list."""
+    return listed(stamp) if arrival_ns is None else Moment(arrival_ns, stamp)
 
 
 class Skip(enum.Enum):

@@ -7,6 +7,7 @@ their own cost allows, so that a large cluster is shown a little later and never
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -16,15 +17,15 @@ from claimscope.claims.cluster import Change, Cluster
 from claimscope.claims.drift import Drift
 from claimscope.claims.lifecycle import Lifecycle
 from claimscope.claims.migration import Migration
-from claimscope.claims.model import ClaimView, ClusterSnapshot, Wait
+from claimscope.claims.model import ClusterSnapshot, Wait
 from claimscope.claims.pending import Waiting
 from claimscope.claims.quota import quota_samples
 from claimscope.claims.selectors import Selectors
-from claimscope.claims.taints import Violations, taint_samples
+from claimscope.claims.taints import Violations, expressions_of, taint_samples
 from claimscope.metrics.controller import own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from typing import Any
 
     from claimscope.clock import Clock
@@ -35,6 +36,9 @@ T = TypeVar("T")
 SHARE_OF_TIME: Final = 0.05  # of the wall clock that one part may take
 LONGEST_SECONDS: Final = 60.0  # and after which it is remade whatever it costs
 AGEING_SECONDS: Final = 5.0  # what grace times end late by
+_CAPACITY_KINDS: Final = frozenset(("resourceclaims", "resourceslices", "deviceclasses"))
+_MIGRATION_KINDS: Final = frozenset(("pods", "nodes", "resourceclaims", "resourceslices"))
+VIEWS_AT_ONCE: Final = 10_000  # some 0.3 s
 SETTLE_ROUNDS: Final = 4  # a class selector first, then the claim's on what it left: two, and room for news between
 
 
@@ -75,7 +79,9 @@ class Engine:
     lifecycle: Lifecycle = field(init=False)
     violations: Violations = field(init=False)
     _waits: _Part[tuple[Wait, ...]] = field(init=False)
-    _parts: tuple[_Part[list[Sample]], ...] = field(init=False)
+    _capacity: _Part[list[Sample]] = field(init=False)
+    _others: tuple[_Part[list[Sample]], ...] = field(init=False)  # these evaluate no selector
+    _classes_asked: int = 0  # revision of the classes whose selectors have been asked of every device
     _generation: int = 0
     _oldest_news_ns: int | None = None
     _publishes: int = 0
@@ -89,14 +95,19 @@ class Engine:
         self._waits = _Part(
             make=lambda: waiting.waits(cluster, selectors, self.lifecycle.views, self._wall()), result=(), ages=True
         )
-        makers: tuple[Callable[[], list[Sample]], ...] = (
-            lambda: capacity.samples(cluster, selectors),
-            lambda: taint_samples(cluster),
-            lambda: quota_samples(cluster),
-            lambda: migration.samples(cluster),
-            lambda: drift.samples(cluster),
+        counted = self._where_read(lambda: capacity.samples(cluster, selectors), _CAPACITY_KINDS)
+        self._capacity = _Part(make=counted, result=[])
+        # Nothing is counted from a kind that cannot be read: without claims, every device would look free.
+        makers: tuple[tuple[Callable[[], list[Sample]], frozenset[str]], ...] = (
+            (lambda: taint_samples(cluster), frozenset()),
+            (lambda: quota_samples(cluster), frozenset()),
+            (lambda: migration.samples(cluster), _MIGRATION_KINDS),
+            (lambda: drift.samples(cluster), frozenset()),
         )
-        self._parts = tuple(_Part(make=make, result=[]) for make in makers)
+        self._others = tuple(_Part(make=self._where_read(make, kinds), result=[]) for make, kinds in makers)
+
+    def _where_read(self, make: Callable[[], list[Sample]], kinds: frozenset[str]) -> Callable[[], list[Sample]]:
+        return lambda: make() if kinds <= self.cluster.synced else []
 
     def _wall(self) -> float:
         return self.clock.wall_ns() / 1e9
@@ -129,7 +140,7 @@ class Engine:
         if complete:
             await self._count()
         samples: list[Sample | Histogram] = [*self.lifecycle.samples(), *self.violations.samples()]
-        samples += (sample for part in self._parts for sample in part.result)
+        samples += (sample for part in (self._capacity, *self._others) for sample in part.result)
         now_ns = self.clock.monotonic_ns()
         self._publishes += 1
         self._publish_seconds += (now_ns - began_ns) / 1e9
@@ -149,15 +160,30 @@ class Engine:
         )
 
     async def _count(self) -> None:
-        """Everything that ranges over the whole cluster; again where selectors had to be evaluated first."""
+        """Everything that ranges over the whole cluster; again what had to wait for selectors to be evaluated."""
+        for _ in range(self.lifecycle.stale // VIEWS_AT_ONCE):
+            self.lifecycle.show(VIEWS_AT_ONCE)
+            await asyncio.sleep(0)  # what waits to be read, or renewed, goes first
         self.lifecycle.tick(self.cluster, self._wall())
+        if self._classes_asked != self.cluster.classes_revision:
+            self._ask_classes()
+            await self.selectors.settle()
+        for part in self._others:
+            await asyncio.sleep(0)
+            part.refresh(self._generation, self.clock)
         for _ in range(SETTLE_ROUNDS):
-            self._waits.refresh(self._generation, self.clock)
-            for part in self._parts:
-                part.refresh(self._generation, self.clock)
+            for selecting in (self._waits, self._capacity):
+                await asyncio.sleep(0)
+                selecting.refresh(self._generation, self.clock)
             if not await self.selectors.settle():
                 return
             self._generation += 1
-            self._waits.cost_ns = 0
-            for part in self._parts:
-                part.cost_ns = 0
+            self._waits.cost_ns = self._capacity.cost_ns = 0
+
+    def _ask_classes(self) -> None:
+        """Leaves the selectors of all classes to be settled, so that nothing is counted in vain before they are."""
+        self._classes_asked = self.cluster.classes_revision
+        for each in self.cluster.classes.values():
+            expressions = expressions_of(each.spec.selectors) or ()
+            for device in self.cluster.devices.values():
+                self.selectors.matches_all(expressions, device)

@@ -9,14 +9,12 @@ import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from claimscope.claims.cluster import Cluster, PodClaim, claims_of, holdings_of, is_active
 from claimscope.claims.fitting import Matching
 from claimscope.claims.model import ClaimState, ClaimView, Diagnosis, Doing, Holding, Key, PendingReason
-from claimscope.claims.pending import Waiting, is_waiting
+from claimscope.claims.pending import Waiting, is_waiting, waiting_needs
 from claimscope.claims.state import doing_of, state_of, use_of
 from claimscope.claims.views import deviceclass_of
 from claimscope.claims.workloads import workload_of
@@ -92,24 +90,26 @@ class Explanation:
 
 
 def explain(
-    cluster: Cluster, matching: Matching, views: Mapping[str, ClaimView], namespace: str, name: str, wall: float
+    cluster: Cluster, matching: Matching, views: Mapping[str, ClaimView], namespace: str, name: str, wall: float,
+    waiting: Waiting | None = None,
 ) -> Explanation:
-    """What there is to say about the claim namespace/name."""
+    """What there is to say about the claim namespace/name; `waiting` spares a search that was already made."""
     key = Key(namespace, name)
+    waiting = waiting if waiting is not None else Waiting()
     claim = cluster.claims.get(key)
     users = [(pod, entry) for pod in cluster.pods_of(key) for entry in claims_of(pod) if entry.claim == name]
     if claim is None:
-        return _of_nothing(cluster, matching, key, users, wall)
+        return _of_nothing(cluster, matching, waiting, key, users, wall)
     view = views.get(claim.metadata.uid)
     state = view.state if view is not None else _state(cluster, claim, users)
-    diagnosis = _diagnosis(cluster, matching, claim, users, wall)
+    diagnosis = _diagnosis(cluster, matching, waiting, claim, users, wall)
     created = unix_seconds(claim.metadata.creation_timestamp)
     since = _since(claim, state, view)
     return Explanation(
         namespace=namespace,
         name=name,
         exists=True,
-        verdict=_verdict(key, claim, state, diagnosis, users, since, wall),
+        verdict=_verdict(key, claim, state, diagnosis, users, since, wall, pods_known="pods" in cluster.synced),
         state=state,
         since_wall=since,
         age_seconds=wall - created if created is not None else None,
@@ -117,7 +117,7 @@ def explain(
         reason=diagnosis.reason if diagnosis is not None else None,
         summary=diagnosis.summary if diagnosis is not None else "",
         evidence=diagnosis.evidence if diagnosis is not None else (),
-        cure=diagnosis.cure if diagnosis is not None else _cure(state, users),
+        cure=diagnosis.cure if diagnosis is not None else _cure(state, users, pods_known="pods" in cluster.synced),
         devices=tuple(_device(cluster, holding) for holding in holdings_of(claim)),
         pods=tuple(_pod(cluster, pod, entry) for pod, entry in users),
         workload=_workload(claim, users),
@@ -126,7 +126,8 @@ def explain(
 
 
 def _of_nothing(
-    cluster: Cluster, matching: Matching, key: Key, users: Sequence[tuple[Pod, PodClaim]], wall: float
+    cluster: Cluster, matching: Matching, waiting: Waiting, key: Key, users: Sequence[tuple[Pod, PodClaim]],
+    wall: float,
 ) -> Explanation:
     namespace, name = key
     known = "resourceclaims" in cluster.synced
@@ -136,15 +137,12 @@ def _of_nothing(
     cure = ""
     # A pod may be meant, or a claim that is yet to be made for it.
     pod = cluster.pods.get(key)
-    waiting = [(each, entry) for each, entry in users if is_waiting(each, entry, None)]
-    if pod is not None and not waiting:
-        waiting = [
-            (pod, entry) for entry in claims_of(pod)
-            if is_waiting(pod, entry, cluster.claims.get(Key(namespace, entry.claim or "")))
-        ]
+    needs = [(each, entry) for each, entry in users if is_waiting(each, entry, None)]
+    if pod is not None and not needs:
+        needs = [(pod, need.entry) for need in waiting_needs(cluster, pod)]
         verdict += "; a pod of this name does"
-    if waiting:
-        found = Waiting().diagnose_claim(cluster, matching, *waiting[0], wall)
+    if needs:
+        found = waiting.diagnose_claim(cluster, matching, *needs[0], wall)
         reason, evidence, cure = found.reason, (found.summary, *found.evidence), found.cure
     elif known:
         cure = "see the claims of the namespace: kubectl get resourceclaims"
@@ -153,7 +151,7 @@ def _of_nothing(
     alike = [names[each] for each in difflib.get_close_matches(name, names, n=5, cutoff=0.6)]
     return Explanation(
         namespace=namespace, name=name, exists=False, verdict=verdict, reason=reason, evidence=evidence, cure=cure,
-        pods=tuple(_pod(cluster, each, entry) for each, entry in users or waiting),
+        pods=tuple(_pod(cluster, each, entry) for each, entry in users or needs),
         quota=_quota(cluster, namespace), similar=tuple(dict.fromkeys((*others, *alike)))[:5],
     )
 
@@ -165,11 +163,12 @@ def _state(cluster: Cluster, claim: ResourceClaim, users: Sequence[tuple[Pod, Po
 
 
 def _diagnosis(
-    cluster: Cluster, matching: Matching, claim: ResourceClaim, users: Sequence[tuple[Pod, PodClaim]], wall: float
+    cluster: Cluster, matching: Matching, waiting: Waiting, claim: ResourceClaim,
+    users: Sequence[tuple[Pod, PodClaim]], wall: float,
 ) -> Diagnosis | None:
     for pod, entry in users:
         if is_waiting(pod, entry, claim):
-            return Waiting().diagnose_claim(cluster, matching, pod, entry, wall)
+            return waiting.diagnose_claim(cluster, matching, pod, entry, wall)
     return None
 
 
@@ -184,12 +183,14 @@ def _since(claim: ResourceClaim, state: ClaimState, view: ClaimView | None) -> f
 
 def _verdict(
     key: Key, claim: ResourceClaim, state: ClaimState, diagnosis: Diagnosis | None,
-    users: Sequence[tuple[Pod, PodClaim]], since: float | None, wall: float,
+    users: Sequence[tuple[Pod, PodClaim]], since: float | None, wall: float, *, pods_known: bool,
 ) -> str:
     ago = f" for {duration_words(wall - since)}" if since is not None and state is ClaimState.PENDING else ""
     words = f"claim {key} {_STATE_WORDS[state]}{ago}"
     if diagnosis is not None:
         return f"{words}: {diagnosis.reason.value.replace('_', ' ')}"
+    if not pods_known:
+        return f"{words}; which pods want it is not known: Pods cannot be read"
     if state is ClaimState.PENDING and not any(is_active(pod) for pod, _ in users):
         return f"{words}: no pod wants it, so nothing is allocated; this is not a fault"
     if claim.metadata.deletion_timestamp is not None:
@@ -197,7 +198,9 @@ def _verdict(
     return words
 
 
-def _cure(state: ClaimState, users: Sequence[tuple[Pod, PodClaim]]) -> str:
+def _cure(state: ClaimState, users: Sequence[tuple[Pod, PodClaim]], *, pods_known: bool) -> str:
+    if not pods_known:
+        return "let the controller read pods: see its log, and /readyz"
     if state is ClaimState.ALLOCATED and not users:
         return "nobody uses these devices: delete the claim, or find out who forgot it"
     if state is ClaimState.RELEASED:
@@ -296,9 +299,3 @@ def _section(title: str, content: Sequence[str]) -> list[str]:
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def explain_document(explanation: Explanation) -> dict[str, Any]:
-    """The explanation for JSON, with enumerations as text."""
-    document: dict[str, Any] = msgspec.to_builtins(explanation)
-    return document

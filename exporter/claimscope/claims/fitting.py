@@ -80,6 +80,11 @@ class Stock:
     counters: Mapping[CounterKey, Quantity] = field(default_factory=dict)
 
 
+def serves(pool: Pool) -> bool:
+    """Whether the scheduler allocates from a pool: not from one that is being rewritten or contradicts itself."""
+    return pool.complete and pool.problem is None
+
+
 @lru_cache(maxsize=4096)
 def _quantity(text: str) -> Quantity | None:
     try:
@@ -284,7 +289,7 @@ class _Search:
         self._left = {
             index: dict(each.stocked.left) for index, each in enumerate(candidates) if each.stocked.facts.shared
         }
-        self._used: dict[int, int] = {}
+        self._users: dict[int, list[int]] = {}  # by candidate: the claims that took it
         self._values: list[list[object]] = [[] for _ in demand.rules]
         self._devices_of_claim: dict[int, int] = {}
         self._kinds = [self._kind(each) for each in candidates]
@@ -325,14 +330,15 @@ class _Search:
             if not repeats and len(fitting) - position < wanted:
                 return False
             at = fitting[position]
-            if self._kinds[at] in tried:
+            kind = (self._kinds[at], at in self._users)
+            if kind in tried:
                 continue
             self._steps -= 1
             if self._steps < 0:
                 raise SearchTooLong
             mark = len(self.taken)
             if self._take(option, at):
-                tried.add(self._kinds[at])
+                tried.add(kind)
                 again = position if at in self._left else position + 1
                 if self._pick(option, fitting, again, wanted - 1, repeats, index):
                     return True
@@ -347,7 +353,7 @@ class _Search:
     def _take(self, option: Option, at: int) -> bool:
         each = self._candidates[at]
         shared = at in self._left
-        if (at in self._used and not shared) or not self._available(option, each):
+        if self._taken_from(option, at) or not self._available(option, each):
             return False
         if self._devices_of_claim.get(option.claim, 0) >= DEVICES_PER_CLAIM:
             return False
@@ -371,14 +377,19 @@ class _Search:
             self._counters[key] = self._counters[key] - amount
         for number in rules:
             self._values[number].append(each.values[number])
-        self._used[at] = self._used.get(at, 0) + 1
+        self._users.setdefault(at, []).append(option.claim)
         self._devices_of_claim[option.claim] = self._devices_of_claim.get(option.claim, 0) + 1
         self.taken.append(_Taken(option, at, rules, counters, consumed))
         return True
 
+    def _taken_from(self, option: Option, at: int) -> bool:
+        """Admin access takes a device whoever has it, yet only once for a claim; others share what can be shared."""
+        users = self._users.get(at, ())
+        return option.claim in users if option.admin else bool(users) and at not in self._left
+
     def _already_drawn(self, at: int) -> bool:
         """A shared device that somebody holds, or that was just taken once, draws nothing more."""
-        return at in self._left and (at in self._used or self._candidates[at].stocked.drawn)
+        return at in self._left and (at in self._users or self._candidates[at].stocked.drawn)
 
     def _rule_allows(self, number: int, each: Candidate) -> bool:
         value = each.values[number]
@@ -397,9 +408,9 @@ class _Search:
             for name, amount in (last.consumed or {}).items():
                 self._left[last.index][name] = self._left[last.index][name] + amount
             self._devices_of_claim[last.option.claim] -= 1
-            self._used[last.index] -= 1
-            if not self._used[last.index]:
-                del self._used[last.index]
+            self._users[last.index].pop()
+            if not self._users[last.index]:
+                del self._users[last.index]
 
 
 def stage_of(demand: Demand, candidates: Sequence[Candidate], counters: Mapping[CounterKey, Quantity]) -> Stage:
@@ -437,7 +448,7 @@ def allocate(
     errors: list[tuple[DeviceKey, str]] = []
     unknown: list[tuple[DeviceKey, str]] = []
     for pool in cluster.pools.values() if pools is None else pools:
-        if not pool.complete or pool.problem is not None:
+        if not serves(pool):
             continue
         usable = {facts.key for facts in pool.devices if cluster.usable_on(facts, node)}
         if not usable:

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 from claimscope.claims.cluster import Change, Cluster, PodClaim, key_of
-from claimscope.claims.durations import PHASES, Figures, Moment, Skip, duration
+from claimscope.claims.durations import PHASES, Figures, Moment, Skip, duration, moment
 from claimscope.claims.model import ClaimState, ClaimView, DeviceKey, Doing, Key, Workload
+from claimscope.claims.published import PublishedSlice
 from claimscope.claims.records import Allocation, PodRecord, identity_of, pod_record
 from claimscope.claims.state import Use, doing_of, healths_of, state_of, stopped_wall_of, worse_health
 from claimscope.claims.views import EXTENDED_RESOURCE, Shape, devices_of, shape_of
 from claimscope.claims.workloads import workload_of
-from claimscope.kube.objects import Event, Pod, ResourceClaim, ResourceSlice
+from claimscope.kube.objects import Event, Pod, ResourceClaim
 from claimscope.model import Histogram, Sample
 
 LEAK_GRACE_SECONDS = 60.0
 # How long the other watch may lag before an ended allocation is judged by what is known.
 OUTCOME_GRACE_SECONDS = 10.0
+CLOCK_TOLERANCE_SECONDS = 5.0  # what is stamped to end later than this from now is no end but a wrong clock
 MOST_GONE_PODS = 20_000
 _PREPARE_FAILED = "FailedPrepareDynamicResources"
 _PREPARE_EVENTS = f"events/{_PREPARE_FAILED}"
@@ -122,6 +125,8 @@ class Lifecycle:
         self._views: dict[str, ClaimView] = {}
         self._stale: dict[Key, None] = {}  # claims whose views are to be made anew before they are read
         self._last_told: tuple[Cluster, float] | None = None
+        self._pods_read = False  # whether who wants a claim is known
+        self._wall = count_since_wall  # as it was told last
 
     @property
     def views(self) -> Mapping[str, ClaimView]:
@@ -135,7 +140,11 @@ class Lifecycle:
 
     def take(self, changes: Sequence[Change], cluster: Cluster, *, arrival_ns: int, wall: float) -> None:
         """Takes what has changed, in order."""
+        self._wall = wall
         touched: dict[Key, None] = {}
+        if not self._pods_read and "pods" in cluster.synced:
+            self._pods_read = True
+            self._stale.update(dict.fromkeys(self._uid_of))
         for change in changes:
             arrival = None if change.listed else arrival_ns
             if _tells_nothing(change):
@@ -182,7 +191,7 @@ class Lifecycle:
             shape = shape_of(claim)
             # A name is a new claim's as soon as it is seen, even before the old one's end is told.
             book = self._books[uid] = _Book(
-                key, claim, shape, Moment(arrival_ns, shape.created_wall), whole=arrival_ns is not None
+                key, claim, shape, moment(arrival_ns, shape.created_wall), whole=arrival_ns is not None
             )
             self._uid_of[key] = uid
         else:
@@ -208,7 +217,7 @@ class Lifecycle:
             held = book.allocation = Allocation(
                 claim=book.key, created=book.created, deviceclass=book.shape.deviceclass,
                 observes_only=book.shape.observes_only, extended=book.shape.source == EXTENDED_RESOURCE,
-                made=Moment(arrival_ns, stamp),
+                made=moment(arrival_ns, stamp),
             )
         consumers = claim.status.reserved_for or ()
         held.by_group = held.by_group or any(each.resource != "pods" for each in consumers)
@@ -302,7 +311,8 @@ class Lifecycle:
                 allocation.settle(phase)  # before our time: counted by whoever watched
             elif begin is not None:
                 allocation.settle(phase)
-                self._figures.phase(allocation.deviceclass, phase, duration(begin, end))
+                ahead = end.stamp is not None and end.stamp > self._wall + CLOCK_TOLERANCE_SECONDS
+                self._figures.phase(allocation.deviceclass, phase, Skip.CLOCK if ahead else duration(begin, end))
 
     def _phases(self, allocation: Allocation) -> Mapping[str, tuple[Moment | None, Moment | None]]:
         return allocation.phases(self._pods.by_uid, self._pods.naming(allocation.claim))
@@ -329,25 +339,35 @@ class Lifecycle:
 
     # --- showing ---
 
-    def _show_stale(self) -> None:
-        """Makes the views of all claims of which there was news: once, however often it came."""
+    @property
+    def stale(self) -> int:
+        """Claims of which there was news since their views were made."""
+        return len(self._stale)
+
+    def show(self, at_most: int) -> None:
+        """Makes some of these views ahead of `views` and `tick()`, for callers that cannot wait for all at once."""
+        self._show_stale(at_most)
+
+    def _show_stale(self, at_most: int | None = None) -> None:
+        """Makes the views of claims of which there was news: once, however often it came."""
         if self._last_told is None:
             return
         cluster, wall = self._last_told
-        for key in self._stale:
+        for key in list(islice(self._stale, at_most)):
+            del self._stale[key]
             book = self._books.get(self._uid_of.get(key, ""))
             if book is not None:
                 self._show(book, cluster, wall)
-        self._stale.clear()
 
     def _show(self, book: _Book, cluster: Cluster, wall: float) -> None:
         uid, claim, shape = book.claim.metadata.uid, book.claim, book.shape
         before = self._views.get(uid)
         named = self._pods.naming(book.key)
         users = self._users(book, named)
-        referenced = any(record.active for record in (*named, *(record for record, _ in users)))
+        wanted = any(record.active for record in (*named, *(record for record, _ in users)))
+        referenced = None if not wanted and "pods" not in cluster.synced else wanted
         state = state_of(claim, ((pod.pod, use) for pod, use in users), released=book.last is not None,
-                         referenced=referenced)
+                         referenced=wanted)
         doing = self._doing(book, state, users, cluster, wall)
         since = book.unreserved_since_wall
         behind = _face(users, named)
@@ -393,7 +413,8 @@ class Lifecycle:
         self, book: _Book, state: ClaimState, users: list[tuple[PodRecord, Use]], cluster: Cluster, wall: float
     ) -> Doing | None:
         """What is done instead of running, and since when: kept in the book, since no object tells it."""
-        if state not in _HELD:
+        unknown = not users and "pods" not in cluster.synced  # nothing is said of pods that cannot be read
+        if state not in _HELD or unknown:
             book.idle_since_wall = None
             return None
         if book.idle_since_wall is None:
@@ -428,13 +449,12 @@ def _tells_nothing(change: Change) -> bool:
     return version != "" and version == change.before.metadata.resource_version
 
 
-def _claims_on(published: ResourceSlice | None, cluster: Cluster) -> Iterable[Key]:
+def _claims_on(published: PublishedSlice | None, cluster: Cluster) -> Iterable[Key]:
     """Claims whose devices a slice describes. A slice that has gone changes nothing: what it said is kept."""
     if published is None:
         return
-    driver, pool = published.spec.driver, published.spec.pool.name
-    for device in published.spec.devices or ():
-        for holding in cluster.holdings(DeviceKey(driver, pool, device.name)):
+    for device in published.devices:
+        for holding in cluster.holdings(device.key):
             yield holding.claim
 
 

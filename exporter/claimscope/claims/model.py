@@ -243,7 +243,7 @@ class ClaimView:
     name: str
     uid: str
     state: ClaimState
-    referenced: bool  # a pod wants it
+    referenced: bool | None  # a pod wants it; None: pods cannot be read
     deviceclass: str  # as in Wait
     template: str = ""  # template it was made from, where the pod tells
     source: str = ""  # "claim", "template", "extended_resource"

@@ -6,27 +6,32 @@ order is that of PendingReason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from sys import intern
+from typing import Final, NamedTuple
 
-from claimscope.claims import causes, scarcity
+from claimscope.claims import causes, creation, scarcity
 from claimscope.claims.causes import Check, Question
-from claimscope.claims.cluster import Cluster, PodClaim, claims_of, is_active
+from claimscope.claims.cluster import Cluster, PodClaim, claims_of, is_active, key_of
+from claimscope.claims.extended import ExtendedResources
 from claimscope.claims.fitting import Matching, Stage
-from claimscope.claims.model import ClaimView, Diagnosis, Key, Wait
-from claimscope.claims.shortage import Shortage, Shortages
+from claimscope.claims.model import ClaimView, Diagnosis, Key, PendingReason, Wait
+from claimscope.claims.shortage import Shortage
 from claimscope.claims.state import became_true, is_bound
+from claimscope.claims.survey import Survey
 from claimscope.claims.views import deviceclass_of
 from claimscope.kube.kinds import EVENT_REASONS
-from claimscope.kube.objects import Event, Pod, ResourceClaim, unix_seconds
+from claimscope.kube.objects import NodeSelector, Pod, ResourceClaim, unix_seconds
 
-CHECKS: Final[tuple[Check, ...]] = (
-    causes.claim_missing,
-    causes.template_missing,
-    causes.quota,
-    causes.admission,
-    causes.claim_not_created,
+# What a claim can suffer from whatever the pod's other claims do.
+_OF_ITSELF: Final[tuple[Check, ...]] = (
+    creation.claim_missing,
+    creation.template_missing,
+    creation.quota,
+    creation.admission,
+    creation.stopped_at_other,
+    creation.claim_not_created,
     causes.claim_deleting,
     causes.wrong_owner,
     causes.gated,
@@ -38,26 +43,53 @@ CHECKS: Final[tuple[Check, ...]] = (
     scarcity.selector_error,
     scarcity.not_evaluated,
     scarcity.too_few,
+)
+
+
+def waits_for_other(question: Question) -> Diagnosis | None:
+    """The scheduler takes all claims of a pod or none, so what keeps one of them waiting keeps them all."""
+    if question.claim is None:
+        return None
+    for other in question.others:
+        found = _first((*_OF_ITSELF, causes.allocated_elsewhere), other)
+        if found is not None and found.reason is not PendingReason.UNKNOWN:
+            words = found.reason.value.replace("_", " ")
+            return replace(found, summary=f"waits for {other.called} of the same pod ({words}): {found.summary}")
+    return None
+
+
+CHECKS: Final[tuple[Check, ...]] = (
+    *_OF_ITSELF,
+    causes.allocated_elsewhere,
+    waits_for_other,
     scarcity.too_few_together,
     causes.binding_conditions,
-    causes.allocated_elsewhere,
     causes.scheduler_timeout,
     causes.other_scheduling,
+    causes.unseen,
     causes.scheduling,
     causes.prepare_failed,
     causes.preparing,
 )
 
-_WAITING_PHASES: Final = frozenset({"Pending", ""})
+
+def _first(checks: Iterable[Check], question: Question) -> Diagnosis | None:
+    for check in checks:
+        found = check(question)
+        if found is not None:
+            return found
+    return None
 
 
 def diagnose(question: Question) -> Diagnosis:
     """The first cause that applies."""
-    for check in CHECKS:
-        found = check(question)
-        if found is not None:
-            return found
-    return causes.unknown(question)
+    found = _first(CHECKS, question) or causes.unknown(question)
+    if question.resources:
+        return replace(found, summary=f"{question.called}: {found.summary}")
+    return found
+
+
+_WAITING_PHASES: Final = frozenset({"Pending", ""})
 
 
 def is_waiting(pod: Pod, entry: PodClaim, claim: ResourceClaim | None) -> bool:
@@ -79,6 +111,39 @@ def _has_sandbox(pod: Pod) -> bool:
     )
 
 
+class Need(NamedTuple):
+    """One claim of a pod: one that it names, or the one that the scheduler is yet to make for extended resources."""
+
+    pod: Pod
+    entry: PodClaim
+    claim: ResourceClaim | None
+    resources: tuple[str, ...] = ()
+
+
+def needs_of(cluster: Cluster, extended: ExtendedResources, pod: Pod) -> list[Need]:
+    """Every claim of a pod, in the pod's order."""
+    namespace = pod.metadata.namespace
+    found = [
+        Need(pod, entry, cluster.claims.get(Key(namespace, entry.claim)) if entry.claim is not None else None)
+        for entry in claims_of(pod)
+    ]
+    unmade = extended.need_of(pod)
+    if unmade is not None:
+        entry = PodClaim(pod_claim="", claim=None, extended=True)
+        found.append(Need(pod, entry, unmade.claim, unmade.resources))
+    return found
+
+
+def waiting_needs(cluster: Cluster, pod: Pod) -> list[Need]:
+    """The claims that a pod waits for."""
+    return [
+        need for need in needs_of(cluster, ExtendedResources(cluster), pod) if is_waiting(pod, need.entry, need.claim)
+    ]
+
+
+_Where = tuple[str, Key]
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """A diagnosis and what it was made of; it stands while all of that is the same."""
@@ -91,70 +156,92 @@ class Waiting:
     """Every need that is not met. Keeps diagnoses from one call to the next."""
 
     def __init__(self) -> None:
-        self._shortages = Shortages()
-        self._known: dict[tuple[str, Key], _Known] = {}
+        self._survey = Survey()
+        self._known: dict[_Where, _Known] = {}
 
     def waits(
         self, cluster: Cluster, matching: Matching, views: Mapping[str, ClaimView], wall: float
     ) -> tuple[Wait, ...]:
         """All of them, each claim once, for the pod that has waited longest."""
-        self._shortages.begin(cluster)
-        kept: dict[tuple[str, Key], _Known] = {}
-        for where, (pod, entry, first) in _needs(cluster).items():
-            question = self._question(cluster, matching, pod, entry, wall)
-            made_of = self._made_of(question)
+        self._survey.begin(cluster)
+        kept: dict[_Where, _Known] = {}
+        for where, (need, needs) in _oldest(cluster).items():
+            question = self._question(cluster, matching, need, needs, wall)
+            made_of = _made_of(question)
             known = self._known.get(where)
             if known is None or not _same(known.made_of, made_of):
-                known = _Known(made_of, _wait(question, first))
+                known = _Known(made_of, _wait(question))
             kept[where] = known
         self._known = kept
+        self._survey.forget_unasked()
         return tuple(known.wait for known in kept.values())
 
     def diagnose_claim(
         self, cluster: Cluster, matching: Matching, pod: Pod, entry: PodClaim, wall: float
     ) -> Diagnosis:
         """Why one pod waits for one claim."""
-        self._shortages.begin(cluster)
-        return diagnose(self._question(cluster, matching, pod, entry, wall))
-
-    def shortage_of(self, cluster: Cluster, matching: Matching, claim: ResourceClaim) -> Shortage:
-        """What stands in the way of a claim, whether a pod wants it or not."""
-        self._shortages.begin(cluster)
-        return self._shortages.find(cluster, matching, [claim.spec])
+        self._survey.begin(cluster)
+        needs = needs_of(cluster, ExtendedResources(cluster), pod)
+        need = next(each for each in needs if each.entry == entry)
+        return diagnose(self._question(cluster, matching, need, needs, wall))
 
     def _question(
-        self, cluster: Cluster, matching: Matching, pod: Pod, entry: PodClaim, wall: float
+        self, cluster: Cluster, matching: Matching, need: Need, needs: Sequence[Need], wall: float
     ) -> Question:
-        claim = _claim(cluster, pod, entry)
-        shortage = together = None
-        others: list[ResourceClaim] = []
-        known = all(kind in cluster.synced for kind in scarcity.NEEDED_KINDS)
-        if claim is not None and claim.status.allocation is None:
-            for other in claims_of(pod):
-                found = _claim(cluster, pod, other)
-                if other != entry and found is not None and found.status.allocation is None:
-                    others.append(found)
-            if known and all(name in cluster.classes for name in causes.class_names(claim.spec)):
-                shortage = self._shortages.find(cluster, matching, [claim.spec])
-            if shortage is not None and shortage.stage is Stage.FITS and others:
-                together = self._shortages.find(cluster, matching, [claim.spec, *(each.spec for each in others)])
-        return Question(
-            cluster=cluster, wall=wall, pod=pod, entry=entry, claim=claim, shortage=shortage, together=together,
-            other_claims=tuple(each.metadata.name for each in others),
-        )
+        bound = is_bound(need.pod)
+        within = [
+            allocation.node_selector
+            for each in needs if not bound and each is not need and each.claim is not None
+            and (allocation := each.claim.status.allocation) is not None and allocation.node_selector is not None
+        ]
 
-    def _made_of(self, question: Question) -> tuple[object, ...]:
-        cluster, pod = question.cluster, question.pod
-        events: list[Event | None] = [cluster.event(pod, reason) for reason in EVENT_REASONS]
-        template = question.entry.template
-        return (
-            pod, question.claim, question.shortage, question.together, *events,
-            cluster.templates.get(Key(pod.metadata.namespace, template)) if template else None,
-            cluster.classes_revision, len(cluster.synced), question.other_claims,
-            question.young if question.claim is None else None,
-            # A quota's numbers are shown with the claim that it forbids.
-            cluster.revision if question.claim is None and cluster.quotas else None,
-        )
+        def alone(each: Need) -> Question:
+            question = Question(
+                cluster=cluster, wall=wall, pod=need.pod, entry=each.entry, claim=each.claim, resources=each.resources
+            )
+            if question.unallocated is None:
+                return question
+            return replace(question, shortage=self._shortage(cluster, matching, [question.unallocated], within))
+
+        question = alone(need)
+        if bound or len(needs) == 1:
+            return question
+        question = replace(question, others=tuple(alone(each) for each in needs if each is not need))
+        open_ = [each.claim for each in needs if each.claim is not None and each.claim.status.allocation is None]
+        if question.shortage is None or question.shortage.stage is not Stage.FITS or len(open_) < 2:
+            return question
+        return replace(question, together=self._shortage(cluster, matching, open_, within))
+
+    def _shortage(
+        self, cluster: Cluster, matching: Matching, claims: Sequence[ResourceClaim], within: Sequence[NodeSelector]
+    ) -> Shortage | None:
+        if any(kind not in cluster.synced | cluster.unserved for kind in scarcity.NEEDED_KINDS):
+            return None
+        if any(name not in cluster.classes for claim in claims for name in causes.class_names(claim.spec)):
+            return None
+        return self._survey.find(cluster, matching, [claim.spec for claim in claims], within)
+
+
+def _made_of(question: Question) -> tuple[object, ...]:
+    """All that a diagnosis depends on."""
+    cluster, pod = question.cluster, question.pod
+    return (
+        pod, question.together, *_own_parts(question), *(part for each in question.others for part in _own_parts(each)),
+        *(cluster.event(pod, reason) for reason in EVENT_REASONS),
+        causes.cordoned(question), cluster.classes_revision, len(cluster.synced), len(cluster.unserved),
+    )
+
+
+def _own_parts(question: Question) -> tuple[object, ...]:
+    cluster, template = question.cluster, question.entry.template
+    return (
+        question.resources or question.claim,  # the claim for extended resources is made anew each time
+        question.shortage,
+        cluster.templates.get(Key(question.pod.metadata.namespace, template)) if template else None,
+        question.young if question.claim is None else question.unseen,
+        # A quota's numbers are shown with the claim that it forbids.
+        cluster.revision if question.claim is None and cluster.quotas else None,
+    )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
@@ -164,34 +251,39 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     )
 
 
-def _claim(cluster: Cluster, pod: Pod, entry: PodClaim) -> ResourceClaim | None:
-    return cluster.claims.get(Key(pod.metadata.namespace, entry.claim)) if entry.claim is not None else None
-
-
-def _needs(cluster: Cluster) -> dict[tuple[str, Key], tuple[Pod, PodClaim, str | None]]:
-    """The oldest pod that waits for each claim; claims that do not exist are told apart by their pod."""
-    found: dict[tuple[str, Key], tuple[Pod, PodClaim, str | None]] = {}
-    for key, pod in cluster.pods.items():
+def _oldest(cluster: Cluster) -> dict[_Where, tuple[Need, list[Need]]]:
+    """For each claim the oldest pod that waits for it, with all that this pod needs."""
+    found: dict[_Where, tuple[Need, list[Need]]] = {}
+    extended = ExtendedResources(cluster)
+    for pod in cluster.pods.values():
         if pod.status.phase not in _WAITING_PHASES:
             continue
-        for entry in claims_of(pod):
-            claim = _claim(cluster, pod, entry)
-            if not is_waiting(pod, entry, claim):
-                continue
-            where = ("", Key(key.namespace, entry.claim)) if entry.claim is not None else (entry.pod_claim, key)
-            before = found.get(where)
-            if before is None or _age(pod) < _age(before[0]):
-                found[where] = (pod, entry, pod.metadata.creation_timestamp)
+        needs = needs_of(cluster, extended, pod)
+        for need in needs:
+            if is_waiting(pod, need.entry, need.claim):
+                where = _where(need)
+                before = found.get(where)
+                if before is None or _age(pod) < _age(before[0].pod):
+                    found[where] = (need, needs)
     return found
+
+
+def _where(need: Need) -> _Where:
+    """What tells needs apart: the claim, or the pod and its own name of a claim that does not exist."""
+    if need.resources:
+        return ("extended resources", key_of(need.pod))
+    if need.entry.claim is not None:
+        return ("", Key(need.pod.metadata.namespace, need.entry.claim))
+    return (need.entry.pod_claim, key_of(need.pod))
 
 
 def _age(pod: Pod) -> tuple[str, str]:
     return (pod.metadata.creation_timestamp or "", pod.metadata.name)
 
 
-def _wait(question: Question, pod_created: str | None) -> Wait:
+def _wait(question: Question) -> Wait:
     claim, pod, entry = question.claim, question.pod, question.entry
-    stamps = (pod_created, claim.metadata.creation_timestamp if claim is not None else None)
+    stamps = (pod.metadata.creation_timestamp, claim.metadata.creation_timestamp if claim is not None else None)
     walls = [seconds for stamp in stamps if (seconds := unix_seconds(stamp)) is not None]
     return Wait(
         namespace=pod.metadata.namespace,
@@ -201,7 +293,14 @@ def _wait(question: Question, pod_created: str | None) -> Wait:
         pod_claim=entry.pod_claim,
         deviceclass=_deviceclass(question),
         since_wall=max(walls, default=None),
-        diagnosis=diagnose(question),
+        diagnosis=_interned(diagnose(question)),
+    )
+
+
+def _interned(diagnosis: Diagnosis) -> Diagnosis:
+    """Thousands of alike claims wait for the same devices: what holds those is kept in words once."""
+    return replace(
+        diagnosis, summary=intern(diagnosis.summary), evidence=tuple([intern(line) for line in diagnosis.evidence])
     )
 
 
@@ -210,8 +309,4 @@ def _deviceclass(question: Question) -> str:
         return deviceclass_of(question.claim)
     template = question.entry.template
     made_from = question.cluster.templates.get(Key(question.pod.metadata.namespace, template)) if template else None
-    return _joined(causes.class_names(made_from.spec.spec)) if made_from is not None else ""
-
-
-def _joined(names: Iterable[str]) -> str:
-    return "+".join(dict.fromkeys(names))
+    return "+".join(dict.fromkeys(causes.class_names(made_from.spec.spec))) if made_from is not None else ""

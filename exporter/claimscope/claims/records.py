@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from claimscope.claims.cluster import TERMINAL_PHASES, claims_of, is_active
-from claimscope.claims.durations import READY, Moment, Skip, later
+from claimscope.claims.durations import READY, Moment, Skip, later, moment
 from claimscope.claims.model import DeviceKey, Key, Phase, Workload
 from claimscope.claims.state import Use, became_true, evicted_by_taint, use_of
 from claimscope.kube.objects import Condition, Pod, ResourceClaim, unix_seconds
@@ -50,7 +50,7 @@ class PodRecord:
 
     def first_start(self, claim: str) -> Moment | None:
         """When a container that uses a claim first ran."""
-        return next((moment for name, moment in self.started if name == claim), None)
+        return next((first for name, first in self.started if name == claim), None)
 
     def see(self, pod: Pod, arrival_ns: int | None) -> None:
         """Takes the pod as it is now."""
@@ -68,7 +68,7 @@ class PodRecord:
             self.evicted = _transition(evicted_by_taint(pod), arrival_ns)
         known = {name for name, _ in self.started}
         self.started += tuple(
-            (use.entry.claim, Moment(arrival_ns, use.started_wall))
+            (use.entry.claim, moment(arrival_ns, use.started_wall))
             for use in self.uses
             if use.entry.claim is not None and use.entry.claim not in known and use.started_wall is not None
         )
@@ -76,13 +76,13 @@ class PodRecord:
 
 def pod_record(pod: Pod, arrival_ns: int | None) -> PodRecord:
     """The record of a pod seen for the first time."""
-    record = PodRecord(pod, Moment(arrival_ns, unix_seconds(pod.metadata.creation_timestamp)))
+    record = PodRecord(pod, moment(arrival_ns, unix_seconds(pod.metadata.creation_timestamp)))
     record.see(pod, arrival_ns)
     return record
 
 
 def _transition(condition: Condition | None, arrival_ns: int | None) -> Moment | None:
-    return Moment(arrival_ns, unix_seconds(condition.last_transition_time)) if condition is not None else None
+    return moment(arrival_ns, unix_seconds(condition.last_transition_time)) if condition is not None else None
 
 
 @cache
@@ -133,7 +133,7 @@ class Allocation:
         if made.stamp is not None and bound_wall is not None and bound_wall < made.stamp - 1:
             # The scheduler fills an absent allocationTimestamp in at a later reservation (dynamicresources.go,
             # bindClaim), so one that is later than the binding it preceded does not tell of the allocation.
-            made = Moment(made.arrival_ns, None)
+            made = moment(made.arrival_ns, None)
         if not _made_for(lead, made):
             return {Phase.SCHEDULING.value: (None, made)}
         needed, started = self._needed(lead, namers), lead.first_start(self.claim.name)

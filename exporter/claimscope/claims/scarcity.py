@@ -8,13 +8,14 @@ from __future__ import annotations
 from claimscope.claims.causes import Question, count, unknown
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.demand import Demand, Option
-from claimscope.claims.fitting import Stage
+from claimscope.claims.fitting import DEVICES_PER_CLAIM, Stage
 from claimscope.claims.model import Diagnosis, Key, PendingReason
 from claimscope.claims.selectors import cure as selector_cure
 from claimscope.claims.shortage import Shortage, Tally
 
 NEEDED_KINDS = ("deviceclasses", "resourceslices")  # without them nothing is known of devices
 USEFUL_KINDS = {"devicetaintrules": "taints by rule", "nodes": "node selectors of devices"}
+POOLS_SHOWN = 10
 
 
 def needs(demand: Demand) -> str:
@@ -58,7 +59,10 @@ def _are(number: int, several: str, one: str) -> str:
 
 
 def _summary(shortage: Shortage, more: str = "") -> str:
-    return f"{needs(shortage.demand)}: {numbers(shortage.tally)}{more}"
+    wanted = needs(shortage.demand)
+    if shortage.only_on is not None and len(shortage.only_on) == 1:
+        wanted = f"{wanted.removesuffix(' one node')} {shortage.only_on[0]}, where the pod's other claims have theirs"
+    return f"{wanted}: {numbers(shortage.tally)}{more}"
 
 
 def not_read(question: Question) -> Diagnosis | None:
@@ -93,45 +97,54 @@ def no_driver(question: Question) -> Diagnosis | None:
 
 
 def pool_incomplete(question: Question) -> Diagnosis | None:
-    """A pool that could serve is being rewritten, or its slices contradict each other."""
+    """A pool that could serve is being rewritten, or its slices contradict each other, and nothing else explains."""
     shortage = question.shortage
-    if shortage is None or shortage.stage is Stage.FITS:
+    if shortage is None or shortage.stage is Stage.FITS or not shortage.incomplete:
         return None
     told = "is currently being updated" in question.said or "invalid resource pools" in question.said
-    if not shortage.incomplete or not (told or shortage.stage is Stage.MATCH or shortage.incomplete_would_fit):
+    only_hope = shortage.stage is Stage.MATCH and (shortage.incomplete_matches or shortage.only_incomplete)
+    if not told and not only_hope:
         return None
-    evidence = [
-        f"pool {pool.key.driver}/{pool.key.pool}: {pool.problem}" if pool.problem is not None else
-        f"pool {pool.key.driver}/{pool.key.pool}: {pool.slices_seen} of {pool.slices_expected} slices of generation "
-        f"{pool.generation}"
-        for pool in shortage.incomplete[:10]
-    ]
-    if len(shortage.incomplete) > 10:
-        evidence.append(f"and {len(shortage.incomplete) - 10} more pools")
     return Diagnosis(
         reason=PendingReason.POOL_INCOMPLETE,
         summary=_summary(
             shortage, f"; {count(len(shortage.incomplete), 'pool')} cannot be used, not being published as a whole"
         ),
-        evidence=(*evidence, *question.words),
+        evidence=(*_incomplete_words(shortage), *question.words),
         cure="wait for the driver to publish the rest; if it lasts, read the log of the driver's kubelet plugin",
     )
 
 
+def _incomplete_words(shortage: Shortage) -> list[str]:
+    lines = [
+        f"pool {pool.key.driver}/{pool.key.pool}: {pool.problem}" if pool.problem is not None else
+        f"pool {pool.key.driver}/{pool.key.pool}: {pool.slices_seen} of {pool.slices_expected} slices of generation "
+        f"{pool.generation}"
+        for pool in shortage.incomplete[:POOLS_SHOWN]
+    ]
+    more = len(shortage.incomplete) - POOLS_SHOWN
+    return [*lines, *([f"and {more} more pools that serve nobody at present"] if more > 0 else [])]
+
+
 def selector_error(question: Question) -> Diagnosis | None:
     """A selector fails on some devices, and the scheduler stops at the first of them."""
-    shortage, condition = question.shortage, question.condition
-    told = "CEL runtime error" in question.said
+    shortage = question.shortage
     if question.unallocated is None or shortage is None:
         return None
-    if not told:
-        if not shortage.tally.errors or (condition is not None and condition.reason == "Unschedulable"):
-            return None  # a plain refusal has looked at every node without an error
-        if shortage.stage is Stage.FITS and condition is None:
-            return None
+    told = "CEL runtime error" in question.said
+    fails = bool(shortage.tally.errors)
+    if told and not fails and not shortage.tally.unknown:
+        if shortage.stage is not Stage.FITS:
+            return None  # the words are old; what is in the way now is found below
+        return unknown(
+            question, "the scheduler's last word is of a selector that failed; it fails on no device now, so the word "
+            "is older than its repair, and the scheduler has yet to look again"
+        )
+    if not told and (not fails or question.condition is not None or shortage.stage is Stage.FITS):
+        return None  # whatever else the scheduler said, it got past the selectors
     _, _, text = question.said.rpartition("CEL runtime error: ")
     text = shortage.error or text
-    where = f"fails on {count(shortage.tally.errors, 'device')}" if shortage.tally.errors else "fails on some device"
+    where = f"fails on {count(shortage.tally.errors, 'device')}" if fails else "fails on some device"
     return Diagnosis(
         reason=PendingReason.SELECTOR_ERROR,
         summary=f"a CEL selector {where}, and the scheduler stops there: {text}",
@@ -149,7 +162,7 @@ def not_evaluated(question: Question) -> Diagnosis | None:
     shortage = question.shortage
     if shortage is None or shortage.stage is not None:
         return None
-    return unknown(question, f"cannot tell which devices match: {shortage.unknown}")
+    return unknown(question, shortage.unknown)
 
 
 def too_few(question: Question) -> Diagnosis | None:
@@ -166,7 +179,7 @@ def too_few_together(question: Question) -> Diagnosis | None:
         return None
     return Diagnosis(
         reason=found.reason,
-        summary=f"together with claim {', '.join(question.other_claims)} of the same pod {found.summary}",
+        summary=f"together with {', '.join(question.open_others)} of the same pod {found.summary}",
         evidence=found.evidence,
         cure=found.cure,
     )
@@ -177,8 +190,11 @@ def scarce(question: Question, shortage: Shortage | None) -> Diagnosis | None:
     if shortage is None or question.unallocated is None:
         return None
     match shortage.stage:
+        case Stage.MATCH if shortage.over_limit:
+            reason = PendingReason.TOO_MANY_DEVICES
+            cure = "ask for a number of devices instead of all, or narrow the selectors"
         case Stage.MATCH:
-            reason, cure = _no_match(shortage)
+            reason, cure = PendingReason.NO_MATCHING_DEVICE, _no_match(shortage)
         case Stage.FREE if shortage.fragmented:
             reason = PendingReason.FRAGMENTED
             cure = "free devices of one node (defragment), or ask for fewer devices per claim"
@@ -201,16 +217,18 @@ def scarce(question: Question, shortage: Shortage | None) -> Diagnosis | None:
             return None
     return Diagnosis(
         reason=reason, summary=_summary(shortage, _ending(shortage)),
-        evidence=(*_evidence(question.cluster, shortage), *question.words), cure=cure,
+        evidence=(*_evidence(question, shortage), *question.words), cure=cure,
     )
 
 
-def _no_match(shortage: Shortage) -> tuple[PendingReason, str]:
+def _no_match(shortage: Shortage) -> str:
+    if shortage.only_on is not None:
+        return "give the claims of the pod devices of one node: delete the pod, or the claim that ties it to its node"
+    if shortage.nowhere:
+        return "label the nodes that these devices serve, or correct the node selector in the driver's ResourceSlices"
     if shortage.tally.match >= shortage.demand.devices:
-        cure = "no node has as many: ask for fewer devices per claim, or for several claims"
-    else:
-        cure = "correct the selectors of class or claim (the slices show what devices have), or add such devices"
-    return PendingReason.NO_MATCHING_DEVICE, cure
+        return "no node has as many: ask for fewer devices per claim, or for several claims"
+    return "correct the selectors of class or claim (the slices show what devices have), or add such devices"
 
 
 def _taint_cure(shortage: Shortage) -> str:
@@ -223,6 +241,11 @@ def _taint_cure(shortage: Shortage) -> str:
 def _ending(shortage: Shortage) -> str:
     near = shortage.closest[0] if shortage.closest else None
     match shortage.stage:
+        case Stage.MATCH if shortage.over_limit:
+            return f"; one node has {shortage.over_limit} of them, and one claim can hold {DEVICES_PER_CLAIM}"
+        case Stage.MATCH if shortage.nowhere:
+            verb = "has a node selector that matches" if shortage.nowhere == 1 else "have node selectors that match"
+            return f"; {shortage.nowhere} of them {verb} no node"
         case Stage.MATCH if near is not None and near.match and shortage.tally.match >= shortage.demand.devices:
             return f"; no node has more than {near.match} that match"
         case Stage.FREE if shortage.fragmented and near is not None:
@@ -240,25 +263,33 @@ def _ending(shortage: Shortage) -> str:
             return ""
 
 
-def _evidence(cluster: Cluster, shortage: Shortage) -> list[str]:
+def _evidence(question: Question, shortage: Shortage) -> list[str]:
     lines: list[str] = []
+    if shortage.only_on is not None and len(shortage.only_on) != 1:
+        names = ", ".join(shortage.only_on[:3]) or "no node"
+        more = f" and {len(shortage.only_on) - 3} more nodes" if len(shortage.only_on) > 3 else ""
+        lines.append(f"nodes that the pod's other claims leave, having their devices: {names}{more}")
     if shortage.closest and shortage.stage is not Stage.MATCH:
         near = ", ".join(f"{each.node} ({each.usable} free of {each.match})" for each in shortage.closest)
-        more = shortage.closest_nodes - len(shortage.closest)
-        lines.append(f"closest: {near}{f' and {more} more nodes' if more > 0 else ''}")
-    lines += [f"device {device} is held by claim {claim}{_users(cluster, claim)}" for device, claim in shortage.holders]
-    more = shortage.tally.in_use - len(shortage.holders)
-    if shortage.holders and more > 0:
-        lines.append(f"and {count(more, 'more device')} in use")
+        further = shortage.closest_nodes - len(shortage.closest)
+        lines.append(f"closest: {near}{f' and {further} more nodes' if further > 0 else ''}")
+    lines += [
+        f"device {device} is held by claim {claim}{_users(question.cluster, claim)}"
+        for device, claim in shortage.holders
+    ]
+    rest = shortage.tally.in_use - len(shortage.holders)
+    if shortage.holders and rest > 0:
+        lines.append(f"and {count(rest, 'more device')} in use")
     for taint, devices in shortage.taints[:10]:
         value = f"={taint.value}" if taint.value else ""
         source = f"DeviceTaintRule {taint.rule}" if taint.rule else "the driver"
         lines.append(f"taint {taint.key}{value}:{taint.effect} of {source} on {count(devices, 'free device')}")
     if shortage.tally.errors:
         lines.append(f"a selector fails on {count(shortage.tally.errors, 'device')}: {shortage.error}")
+    lines += _incomplete_words(shortage)
     lines += [
         f"{kind} cannot be read, so {about} are not known"
-        for kind, about in USEFUL_KINDS.items() if kind not in cluster.synced
+        for kind, about in USEFUL_KINDS.items() if not question.reads(kind)
     ]
     return lines
 

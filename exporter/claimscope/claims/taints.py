@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from claimscope.claims.cluster import Change, Cluster, holdings_of, key_of, rule_selects
-from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, PoolKey, StandingTaint
+from claimscope.claims.model import DeviceFacts, DeviceKey, Holding, Key, StandingTaint
+from claimscope.claims.published import PublishedSlice
 from claimscope.claims.selectors import Match, Verdict
 from claimscope.kube.objects import (
     DeviceClass,
@@ -20,13 +21,16 @@ from claimscope.kube.objects import (
     DeviceSelector,
     DeviceTaintRule,
     ResourceClaim,
-    ResourceSlice,
     Taint,
     Toleration,
     unix_seconds,
 )
 from claimscope.metrics.cluster import sample
 from claimscope.model import Sample
+
+T = TypeVar("T")
+
+_NONE: Final[frozenset[Any]] = frozenset()
 
 TAINT: Final = "taint"
 SELECTOR: Final = "selector"
@@ -149,7 +153,7 @@ class _Book:
 
     claim: Key
     witnessed: bool  # allocated while violations are counted; else what was wrong before stays uncounted
-    standing: frozenset[tuple[DeviceKey, str]] = frozenset()  # empty nearly always, and an empty one costs nothing
+    standing: frozenset[tuple[DeviceKey, str]] = frozenset()
     unjudged: frozenset[DeviceKey] = frozenset()
 
 
@@ -231,8 +235,8 @@ class Violations:
             for device in devices_of_rule(cluster, rule) if rule is not None else ():
                 self._judge_device(device, cluster)
 
-    def _take_slice(self, published: ResourceSlice, cluster: Cluster, selectors: Matcher) -> None:
-        pool = cluster.pools.get(PoolKey(published.spec.driver, published.spec.pool.name))
+    def _take_slice(self, published: PublishedSlice, cluster: Cluster, selectors: Matcher) -> None:
+        pool = cluster.pools.get(published.pool)
         for facts in pool.devices if pool is not None else ():
             for held in cluster.holdings(facts.key):
                 self._judge_device(facts.key, cluster)
@@ -271,7 +275,7 @@ class Violations:
             bad = untolerated(self._taints(held.device, cluster), held.tolerations)
             if not bad:
                 if held.device in cluster.devices:  # without its slice it is unknown which taints it has
-                    book.standing -= {key}
+                    book.standing = _without(book.standing, key)
             elif any(_stood_before(taint, allocated, known=just_allocated) for taint in bad):
                 self._enter(book, key, claim, held, counts=book.witnessed)
 
@@ -290,11 +294,11 @@ class Violations:
             verdict = _verdict(claim, held, cluster, selectors)
             key = (held.device, SELECTOR)
             if verdict is Verdict.MATCH:
-                book.standing -= {key}
+                book.standing = _without(book.standing, key)
             elif verdict is Verdict.NO_MATCH:
                 self._enter(book, key, claim, held, counts=book.witnessed or held.device not in book.unjudged)
             if verdict in (Verdict.MATCH, Verdict.NO_MATCH):
-                book.unjudged -= {held.device}
+                book.unjudged = _without(book.unjudged, held.device)
             elif verdict is Verdict.UNKNOWN:
                 settled = False
         if not settled:
@@ -323,6 +327,11 @@ class Violations:
                 continue
             settled = self._judge_selectors(book, claim, holdings_of(claim), cluster, selectors)
             fruitless = 0 if settled else fruitless + 1
+
+
+def _without(some: frozenset[T], one: T) -> frozenset[T]:
+    """The result is nearly always empty, and then it is the one empty set, which costs nothing."""
+    return (some - {one}) or _NONE if one in some else some
 
 
 def _allocated_wall(claim: ResourceClaim) -> float | None:

@@ -62,7 +62,9 @@ def asked_of(request: ClaimRequest, taken: Iterable[str] = ()) -> DeviceRequest 
 
 
 def _alternatives(claim: ResourceClaim) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(each.request for each in holdings_of(claim) if "/" in each.request))
+    allocation = claim.status.allocation
+    results = (allocation.devices.results if allocation is not None else None) or ()
+    return tuple(dict.fromkeys([each.request for each in results if "/" in each.request]))
 
 
 def _count(asked: list[DeviceRequest | None]) -> int | None:

@@ -1,27 +1,39 @@
 """How does the controller's snapshot become samples, and the bytes of a scrape with 100,000 claims in it?
 
 `claim_samples` says once what is shown of a claim. A claim's lines are kept as bytes for as long as its ClaimView is
-the same object, as kube-state-metrics does; a scrape only joins them, chunk by chunk, so that no second copy of the
-whole exposition ever exists. What depends on the time (how long a claim waits) is written for each snapshot.
+the same object, as kube-state-metrics does, but without what they all begin with: the labels that name the claim are
+kept once. A scrape puts both together, chunk by chunk, so that no second copy of the whole exposition ever exists.
+What depends on the time (how long a claim waits) is written for each snapshot.
 """
 
 from __future__ import annotations
 
 import threading
 import zlib
+from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from claimscope.claims.model import ClaimState, ClaimView, ClusterSnapshot
 from claimscope.claims.quantity import Quantity, QuantityError
-from claimscope.export.text import Block, Renderer, format_value, sample_prefix
+from claimscope.export.text import (
+    Labels,
+    UnknownFamilyError,
+    check_family,
+    format_value,
+    histogram_lines,
+    label_pairs,
+    openmetrics_header,
+    sample_prefix,
+    text_header,
+)
 from claimscope.metrics import cluster, controller
 from claimscope.metrics.cluster import sample
 from claimscope.model import Histogram, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from claimscope.config import ClaimSeries
     from claimscope.metrics.spec import Family
@@ -45,7 +57,13 @@ _ESSENTIAL: Final = frozenset({
 _SELECTED: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {"all": frozenset(CLAIM_FAMILIES), "essential": _ESSENTIAL, "off": frozenset()}
 )
+_NAMES: Final = len(cluster.CLAIM_LABELS)  # all families of claims begin with these labels
 _CLAIMS_PER_CHUNK: Final = 1024  # some 300 KB of a family: little enough for an event loop to copy at once
+
+# Stands for the family and the labels that name the claim; no UTF-8 text has this byte.
+_BEGINNING: Final = b"\xff"
+# Drivers without a health service get Unknown: no number where nothing is known.
+_KNOWN_HEALTH: Final = frozenset({"Healthy", "Unhealthy"})
 
 LAYERS: Final = ("claim", "cluster", "own")  # of claimscope_controller_series
 
@@ -71,7 +89,7 @@ def claim_samples(view: ClaimView) -> tuple[Sample, ...]:
         made.append(sample("dra_claim_requested_devices", view.requested_devices, *claim))
     if view.devices:
         made += _device_samples(view, claim)
-    if view.state is ClaimState.PENDING and not view.referenced:
+    if view.state is ClaimState.PENDING and view.referenced is False:
         made.append(sample("dra_claim_unreferenced", 1, *claim))
     if view.leaked:
         made.append(sample("dra_claim_leaked", 1, *claim))
@@ -90,14 +108,14 @@ def _device_samples(view: ClaimView, claim: tuple[str, str, str]) -> list[Sample
     for held in view.devices:
         for capacity, text in held.consumed.items():
             try:
-                amount = float(Quantity.parse(text).value)
+                amount = Quantity.parse(text).as_float()
             except QuantityError:
                 continue  # no number, no series; the API server lets none through
             key = (*held.key, held.share_id, capacity)
             consumed[key] = consumed.get(key, 0.0) + amount
     made += (sample("dra_claim_consumed_capacity", value, *claim, *key) for key, value in consumed.items())
     # Two requests of a claim with adminAccess may both look at one device.
-    healths = dict.fromkeys((*held.key, held.health.lower()) for held in view.devices if held.health)
+    healths = dict.fromkeys((*held.key, held.health.lower()) for held in view.devices if held.health in _KNOWN_HEALTH)
     made += (sample("dra_claim_device_health", 1, *claim, *key) for key in healths)
     return made
 
@@ -154,26 +172,70 @@ class ClusterCollector:
 class _Rendered:
     """The lines of one claim."""
 
-    __slots__ = ("lines", "pieces", "size", "view")
+    __slots__ = ("labels", "lines", "pieces", "size", "view")
 
-    def __init__(self, view: ClaimView, pieces: tuple[bytes, ...], lines: int) -> None:
+    def __init__(self, view: ClaimView, labels: bytes, pieces: tuple[bytes, ...], lines: int, size: int) -> None:
         self.view = view
-        self.pieces = pieces  # by family, in the order of CLAIM_FAMILIES; each line with the break in front
+        self.labels = labels  # those that name the claim
+        self.pieces = pieces  # by family, in the order of CLAIM_FAMILIES; each line starts with _BEGINNING
         self.lines = lines
-        self.size = sum(map(len, pieces))
+        self.size = size  # written out
+
+
+@lru_cache(maxsize=4096)
+def _rest_of_line(labels: Labels, value: str) -> bytes:
+    """What follows the labels that name the claim; thousands of claims have the same state and number of devices."""
+    more = f",{label_pairs(labels)}" if labels else ""
+    return _BEGINNING + f"{more}}} {value}".encode("utf-8", "replace")
+
+
+class _Lines:
+    """Lines of what is not a claim's own, by family.
+
+    They are written anew for each snapshot: to keep them would take more memory than the claims do, and writing
+    100,000 of them takes a third of a second.
+    """
+
+    def __init__(self, known: Container[str]) -> None:
+        self._known = known
+        self.by_family: dict[str, bytearray] = {}
+
+    def add(self, samples: Iterable[Sample | Histogram]) -> int:
+        """Writes samples; returns the number of their lines."""
+        number = 0
+        for each in samples:
+            family = each.family
+            if isinstance(each, Histogram):
+                self._of(family).extend("".join(histogram_lines(each)).encode("utf-8", "replace"))
+                number += len(each.counts) + 2
+            elif (value := format_value(each.value)) is not None:
+                self._of(family).extend((sample_prefix(family, each.labels) + value).encode("utf-8", "replace"))
+                number += 1
+        return number
+
+    def _of(self, family: str) -> bytearray:
+        if family not in self._known:
+            raise UnknownFamilyError(f"sample of family {family!r}, which is in no metric table; add its row there")
+        return self.by_family.setdefault(family, bytearray())
 
 
 class ClusterExposition:
     """One snapshot as lines; immutable but for the compressed forms, which are made when first asked for."""
 
     def __init__(
-        self, snapshot: ClusterSnapshot, claims: Sequence[_Rendered], rest: Mapping[bool, bytes],
-        headers: Mapping[bool, Sequence[bytes]],
+        self, snapshot: ClusterSnapshot, claims: Sequence[_Rendered], claim_families: Sequence[str],
+        rest: Mapping[str, bytearray], headers: Mapping[bool, Mapping[str, bytes]],
     ) -> None:
+        """`rest` are the lines of all other families, `headers` the comment lines of all."""
         self.snapshot = snapshot
         # Give or take the comment lines of families without a series.
-        self.plain_bytes = sum(claim.size for claim in claims) + sum(map(len, headers[False])) + len(rest[False])
+        self.plain_bytes = (
+            sum(claim.size for claim in claims)
+            + sum(map(len, rest.values()))
+            + sum(len(headers[False][name]) for name in (*claim_families, *rest))
+        )
         self._claims = claims
+        self._claim_families = claim_families
         self._rest = rest
         self._headers = headers
         self._packed: dict[bool, bytes] = {}
@@ -181,15 +243,26 @@ class ClusterExposition:
 
     def chunks(self, openmetrics: bool) -> Iterator[bytes]:
         """The uncompressed bytes in pieces of some 300 KB; two readers may take them at once."""
-        first = True
-        for at, header in enumerate(self._headers[openmetrics]):
+        pieces = self._pieces(openmetrics)
+        yield next(pieces, b"\n")[1:]  # every line has its break in front
+        yield from pieces
+        yield b"\n# EOF\n" if openmetrics else b"\n"
+
+    def _pieces(self, openmetrics: bool) -> Iterator[bytes]:
+        headers = self._headers[openmetrics]
+        for at, name in enumerate(self._claim_families):
+            header = headers[name]
+            beginning = f"\n{name}{{".encode()
             for start in range(0, len(self._claims), _CLAIMS_PER_CHUNK):
-                piece = b"".join([claim.pieces[at] for claim in self._claims[start : start + _CLAIMS_PER_CHUNK]])
+                piece = b"".join([
+                    claim.pieces[at].replace(_BEGINNING, beginning + claim.labels)
+                    for claim in self._claims[start : start + _CLAIMS_PER_CHUNK]
+                ])
                 if piece:
-                    text = header + piece
-                    yield text[1:] if first else text
-                    first, header = False, b""
-        yield self._rest[openmetrics] if first else b"\n" + self._rest[openmetrics]
+                    yield header + piece
+                    header = b""
+        for name, lines in self._rest.items():
+            yield headers[name] + lines
 
     def gzipped(self, openmetrics: bool) -> bytes:
         """The compressed bytes; takes about a second for 100 MB, and holds the interpreter for little of it."""
@@ -207,13 +280,13 @@ class ClusterText:
 
     def __init__(self, collector: ClusterCollector, more_families: Mapping[str, Family]) -> None:
         self._collector = collector
-        # Samples over the whole cluster come with new label tuples whenever they are counted anew: a prefix that the
-        # newest render did not use is not kept.
-        self._renderer = Renderer({**collector.families, **more_families}, keep_renders=1)
+        families = {**collector.families, **more_families}
+        for family in families.values():
+            check_family(family)
         self._families = [name for name in CLAIM_FAMILIES if name in collector.selected]
-        self._headers = {
-            openmetrics: [self._renderer.header(name, openmetrics).encode() for name in self._families]
-            for openmetrics in (False, True)
+        self._headers: dict[bool, dict[str, bytes]] = {
+            openmetrics: {name: header(family).encode() for name, family in families.items()}
+            for openmetrics, header in ((False, text_header), (True, openmetrics_header))
         }
         self._rendered: dict[str, _Rendered] = {}
         self._lock = threading.Lock()
@@ -222,16 +295,15 @@ class ClusterText:
         """The lines of a snapshot and of `own`, with the series of each layer counted."""
         with self._lock:
             claims = self._claims(snapshot)
-            shared = list(self._collector.shared_samples(snapshot))
+            rest = _Lines(self._headers[False])
             layers = {
                 "claim": sum(claim.lines for claim in claims),
-                "cluster": sum(len(each.counts) + 2 if isinstance(each, Histogram) else 1 for each in shared),
+                "cluster": rest.add(self._collector.shared_samples(snapshot)),
                 "own": len(snapshot.own) + len(own) + len(LAYERS),
             }
             series = [controller.own("series", layers[layer], layer) for layer in LAYERS]
-            blocks: list[Block] = self._renderer.blocks(chain(shared, snapshot.own, own, series))
-            rest = {openmetrics: self._renderer.assemble(blocks, openmetrics) for openmetrics in (False, True)}
-            return ClusterExposition(snapshot, claims, rest, self._headers)
+            rest.add(chain(snapshot.own, own, series))
+            return ClusterExposition(snapshot, claims, self._families, rest.by_family, self._headers)
 
     def _claims(self, snapshot: ClusterSnapshot) -> list[_Rendered]:
         before, now = self._rendered, {}
@@ -243,12 +315,17 @@ class ClusterText:
         return list(now.values())
 
     def _render(self, view: ClaimView) -> _Rendered:
-        texts: dict[str, str] = {}
-        lines = 0
+        texts: dict[str, bytes] = {}
+        names: Labels = ()
+        lines = more = 0
         for each in self._collector.claim_samples(view):
             value = format_value(each.value)
             if value is not None:
+                names, labels = each.labels[:_NAMES], each.labels[_NAMES:]
+                line = _rest_of_line(labels, value)
+                texts[each.family] = texts[each.family] + line if each.family in texts else line
                 lines += 1
-                texts[each.family] = texts.get(each.family, "") + sample_prefix(each.family, each.labels) + value
-        pieces = tuple([texts[name].encode("utf-8", "replace") if name in texts else b"" for name in self._families])
-        return _Rendered(view, pieces, lines)
+                more += len(each.family) + 1  # the break and the brace, less the byte that stands for them
+        named = label_pairs(names).encode("utf-8", "replace")
+        size = sum(map(len, texts.values())) + more + lines * len(named)
+        return _Rendered(view, named, tuple([texts.get(name, b"") for name in self._families]), lines, size)

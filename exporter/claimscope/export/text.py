@@ -50,13 +50,15 @@ def format_value(value: float) -> str | None:
 
 def sample_prefix(name: str, labels: Labels) -> str:
     """Line break, name and labels, up to and with the space in front of the value."""
-    if not labels:
-        return f"\n{name} "
+    return f"\n{name}{{{label_pairs(labels)}}} " if labels else f"\n{name} "
+
+
+def label_pairs(labels: Labels) -> str:
+    """What stands between the braces."""
     values = "".join([value for _, value in labels])
     if "\\" in values or '"' in values or "\n" in values:
         labels = tuple((key, value.translate(_LABEL_ESCAPES)) for key, value in labels)
-    pairs = ",".join([f'{key}="{value}"' for key, value in labels])
-    return f"\n{name}{{{pairs}}} "
+    return ",".join([f'{key}="{value}"' for key, value in labels])
 
 
 def text_header(family: Family) -> str:

@@ -118,6 +118,7 @@ def watched_kinds(own_namespace: str) -> tuple[WatchedKind, ...]:
         ),
         WatchedKind(
             name="nodes", group="", versions=("v1",), plural="nodes", kind=objects.Node, required=False,
+            compact=lambda: Sharing().node,
             about="migration, drift and node selectors are unknown",
         ),
         WatchedKind(

@@ -12,7 +12,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
 _GROUP_VERSION: Final = "coordination.k8s.io/v1"
 _NO_SPEC: Final = LeaseSpec()
-_RELEASE_SECONDS: Final = 3.0  # how long an orderly stop may take to say that nobody leads any more
+_RELEASE_SECONDS: Final = 1.5  # how long an orderly stop may take to say that nobody leads any more
 
 
 def micro_time(wall_ns: int) -> str:
@@ -99,21 +99,21 @@ class _Troubles:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._present: ApiReason | None = None
+        self.present: ApiReason | None = None
         self.counts: Counter[ApiReason] = Counter()
 
     def happened(self, error: ApiError) -> None:
         """One more."""
         self.counts[error.reason] += 1
-        if error.reason is not self._present:
+        if error.reason is not self.present:
             log.warning("cannot write %s: %s", self._what, error)
-        self._present = error.reason
+        self.present = error.reason
 
     def over(self) -> None:
         """It worked."""
-        if self._present is not None:
+        if self.present is not None:
             log.info("%s can be written again", self._what)
-        self._present = None
+        self.present = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,7 @@ class LeaseSeen:
 
     holder: str | None = None  # None: nobody held it, or there was none
     renew_wall: float | None = None  # until then the one before worked; None where there was no lease
+    unchanged: bool = field(default=False, compare=False)  # nobody has written it since this process led the last time
 
 
 class LeaderElection:
@@ -163,6 +164,7 @@ class LeaderElection:
         self._missing_ns: int | None = None  # since when the lease is known not to be there
         self._renewed_ns: int | None = None  # start of the last renewal that succeeded; None: does not lead
         self._taken = LeaseSeen()
+        self._written: LeaseSpec | None = None  # as this process wrote it last
         self._changes = 0
 
     @property
@@ -174,6 +176,11 @@ class LeaderElection:
     def holder(self) -> str | None:
         """Who leads, as far as is known."""
         return self._observed.holder_identity or None
+
+    @property
+    def trouble(self) -> ApiReason | None:
+        """Why the lease could not be read or written the last time; None where it could."""
+        return self._troubles.present
 
     @property
     def previous_renew_wall(self) -> float | None:
@@ -270,7 +277,7 @@ class LeaderElection:
             if not self.is_leader and self._deleted_under_another():
                 return False
             self._taken_over(self._observed)
-            self._observe(await self._object.create(self._spec(None), {}))
+            self._wrote(await self._object.create(self._spec(None), {}))
             return True
         seen = found.lease.spec
         if seen.holder_identity != self._identity:
@@ -280,12 +287,20 @@ class LeaderElection:
             if self._held_by_another(seen):
                 return False
         self._taken_over(seen)
-        self._observe(await self._object.replace(found, self._spec(seen), {}))
+        self._wrote(await self._object.replace(found, self._spec(seen), {}))
         return True
+
+    def _wrote(self, found: _Found) -> None:
+        self._written = found.lease.spec
+        self._observe(found)
 
     def _taken_over(self, seen: LeaseSpec) -> None:
         if self._renewed_ns is None:
-            self._taken = LeaseSeen(holder=seen.holder_identity or None, renew_wall=unix_seconds(seen.renew_time))
+            self._taken = LeaseSeen(
+                holder=seen.holder_identity or None,
+                renew_wall=unix_seconds(seen.renew_time),
+                unchanged=self._found is not None and seen == self._written,
+            )
 
     def _observe(self, found: _Found | None) -> None:
         self._found = found
@@ -340,9 +355,10 @@ class LeaderElection:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 found = await self._object.read()  # a renewal that was cut off may have been written
                 if found is not None and found.lease.spec.holder_identity == self._identity:
-                    self._observe(await self._object.replace(found, spec, {}))
+                    self._observed = (await self._object.replace(found, spec, {})).lease.spec
         except (ApiError, TimeoutError) as error:
-            log.warning("the lease is not let go, another replica leads in %d s: %s", self._lease_seconds, error)
+            log.warning("the lease is not let go, another replica leads in %d s: %s", self._lease_seconds,
+                        error if isinstance(error, ApiError) else "no answer in time")
         else:
             log.info("not leading any more; the lease %s is let go", self._object.path)
 

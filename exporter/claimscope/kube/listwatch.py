@@ -31,6 +31,7 @@ _LONGEST_WAIT_SECONDS: Final = 30.0
 _REFUSED_FACTOR: Final = 60.0  # who may not read, or reads what is not there, asks again after 30 s at first
 _LONGEST_REFUSED_SECONDS: Final = 300.0
 _QUIET_SECONDS: Final = 30.0  # a watch that is this late with its end is dead
+_LASTED_SECONDS: Final = 10.0  # a watch that was open for so long did work
 _STUCK: Final = 3  # failures of a watch from one version before everything is listed again
 # The server keeps a list's version for five minutes; where pages take longer, fewer and larger ones do not.
 _PAGE_SIZES: Final = (500, 5_000, None)
@@ -167,6 +168,7 @@ class ListWatch(Generic[T]):
         self._version: str | None = None  # where the watch goes on; None: everything must be listed
         self._initial: dict[str, T] | None = None  # by "namespace/name": what a streamed list brought so far
         self._gone = False  # the next list must not come from a cache that may be older than what was gone
+        self._opened_ns: int | None = None  # when the present watch was accepted
         self._stuck = 0  # failures in a row that brought nothing
         self._failure: ApiReason | None = None
         self._told_undecodable = False
@@ -360,6 +362,7 @@ class ListWatch(Generic[T]):
     # --- how it goes ---
 
     def _accepted(self) -> None:
+        self._opened_ns = self._clock.monotonic_ns()
         if self._initial is None:
             self._status.up = True
             if self._failure in _BEFORE_ACCEPTED:
@@ -389,6 +392,9 @@ class ListWatch(Generic[T]):
         self._on_error(error)
 
     async def _fail(self, error: ApiError) -> None:
+        opened_ns, self._opened_ns = self._opened_ns, None
+        if opened_ns is not None and self._clock.monotonic_ns() - opened_ns >= _LASTED_SECONDS * 1e9:
+            self._back_off.reset()  # a quiet watch that a proxy cuts now and then is no server in trouble
         if self._version is None and self._first_list is FirstList.STREAMED:
             self._initial = None
             self._stuck += 1

@@ -7,7 +7,9 @@ Types without cyclic references carry gc=False: lists of 100,000 claims are deco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ AttributeValue = str | int | bool
 RESOURCE_GROUP: Final = "resource.k8s.io"
 
 
+@lru_cache(maxsize=16_384)  # stamps are whole seconds: many objects have the same, and then share the number too
 def unix_seconds(stamp: str | None) -> float | None:
     """A metav1.Time or MicroTime as Unix seconds; None where it is absent or no RFC 3339 time."""
     if not stamp:
@@ -135,7 +138,7 @@ class Meta(_Struct, frozen=True, rename="camel"):
     generation: int = 0
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
-    owner_references: list[OwnerReference] | None = None
+    owner_references: Sequence[OwnerReference] | None = None
 
 
 class Condition(_Struct, frozen=True, rename="camel"):
@@ -394,7 +397,7 @@ class DeviceResult(_Struct, frozen=True, rename="camel"):
 class DeviceAllocation(_Struct, frozen=True):
     """status.allocation.devices of a claim."""
 
-    results: list[DeviceResult] | None = None
+    results: Sequence[DeviceResult] | None = None
 
 
 class Allocation(_Struct, frozen=True, rename="camel"):
@@ -427,7 +430,7 @@ class ClaimStatus(_Struct, frozen=True, rename="camel"):
     """status of a claim."""
 
     allocation: Allocation | None = None
-    reserved_for: list[ConsumerReference] | None = None
+    reserved_for: Sequence[ConsumerReference] | None = None
     devices: list[AllocatedDeviceStatus] | None = None
 
 
@@ -524,11 +527,12 @@ class Resources(_Struct, frozen=True):
     limits: dict[str, str | int | float] | None = None
 
 
-class Container(_Struct, frozen=True):
+class Container(_Struct, frozen=True, rename="camel"):
     """One container."""
 
     name: str
     resources: Resources | None = None
+    restart_policy: str = ""  # of init containers: Always makes a sidecar
 
 
 class SchedulingGate(_Struct, frozen=True):
@@ -598,7 +602,7 @@ class ResourceStatus(_Struct, frozen=True):
     """One entry of allocatedResourcesStatus; name is claim:<pod's name of the claim>[/<request>] or a resource."""
 
     name: str = ""
-    resources: list[ResourceHealth] | None = None
+    resources: Sequence[ResourceHealth] | None = None
 
 
 class ContainerStatus(_Struct, frozen=True, rename="camel"):
@@ -607,7 +611,7 @@ class ContainerStatus(_Struct, frozen=True, rename="camel"):
     name: str
     state: ContainerState = ContainerState()
     restart_count: int = 0
-    allocated_resources_status: list[ResourceStatus] | None = None
+    allocated_resources_status: Sequence[ResourceStatus] | None = None
 
 
 class PodClaimStatus(_Struct, frozen=True, rename="camel"):
@@ -628,10 +632,10 @@ class PodStatus(_Struct, frozen=True, rename="camel"):
 
     phase: str = ""
     reason: str = ""
-    conditions: list[Condition] | None = None
-    container_statuses: list[ContainerStatus] | None = None
-    init_container_statuses: list[ContainerStatus] | None = None
-    resource_claim_statuses: list[PodClaimStatus] | None = None
+    conditions: Sequence[Condition] | None = None
+    container_statuses: Sequence[ContainerStatus] | None = None
+    init_container_statuses: Sequence[ContainerStatus] | None = None
+    resource_claim_statuses: Sequence[PodClaimStatus] | None = None
     extended_resource_claim_status: ExtendedClaimStatus | None = None
 
 
@@ -705,7 +709,7 @@ class NodeStatus(_Struct, frozen=True, rename="camel"):
     """status of a node."""
 
     allocatable: dict[str, str] | None = None
-    conditions: list[Condition] | None = None
+    conditions: Sequence[Condition] | None = None
     node_info: NodeInfo = NodeInfo()
 
 

@@ -47,8 +47,8 @@ _ROWS = (
     _row("dra_claim_consumed_capacity", _GAUGE, (*CLAIM_LABELS, *DEVICE_KEY_LABELS, "share_id", "capacity"),
          "Part of a shared device's capacity that the claim takes, in the capacity's own unit."),
     _row("dra_claim_device_health", _GAUGE, (*CLAIM_LABELS, *DEVICE_KEY_LABELS, "health"),
-         "1 for the health that the kubelet reports for a device of the claim; unknown is what drivers without a "
-         "health service get, and no reason to worry."),
+         "1 for the health that the kubelet reports for a device of the claim: healthy or unhealthy. Drivers without a "
+         "health service report nothing, and have no series."),
     _row("dra_claim_unreferenced", _GAUGE, CLAIM_LABELS,
          "1 for a pending claim that no pod wants: allocation waits for a pod, so this is no fault."),
     _row("dra_claim_leaked", _GAUGE, CLAIM_LABELS,
@@ -74,7 +74,7 @@ _ROWS = (
     # Capacity.
     _row("dra_pool_devices", _GAUGE, ("driver", "pool", "deviceclass", "state"),
          "Published devices by what can be done with them: the states exclude each other and add up to the devices of "
-         "the class in the pool."),
+         "the class in the pool. States other than allocated and free are left out where they are zero."),
     _row("dra_pool_complete", _GAUGE, ("driver", "pool"),
          "1 where every slice of the pool's newest generation is published."),
     _row("dra_pool_counter_capacity", _GAUGE, ("driver", "pool", "counter_set", "counter"),

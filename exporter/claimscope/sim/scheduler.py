@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from claimscope.claims.cluster import Cluster
-from claimscope.claims.fitting import DEVICES_PER_CLAIM, Attempt, Chosen, Matching, Stage, allocate, demand_of
+from claimscope.claims.demand import demand_of
+from claimscope.claims.fitting import DEVICES_PER_CLAIM, Attempt, Chosen, Matching, Stage, allocate
 from claimscope.kube.objects import ClaimDevices, ClaimSpec, Node, ResourceClaim
 from claimscope.sim.objects import ClaimScript, Object, PodScript, claim_object
 

@@ -12,7 +12,7 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from claimscope.claims.model import ClaimState
+from claimscope.claims.model import ClaimState, PendingReason
 from claimscope.export.cluster import ClusterCollector, ClusterExposition, ClusterText
 from claimscope.export.process import ProcessSamples
 from claimscope.metrics import controller
@@ -47,6 +47,7 @@ LIST_LIMIT_MAX: Final = 10_000
 _NOTHING: Final = "the controller has only just started and has nothing to show yet"
 _READING: Final = "the cluster is still being read: ask again in a moment"
 _STATES: Final = tuple(state.value for state in ClaimState)
+_REASONS: Final = tuple(reason.value for reason in PendingReason)
 
 
 def claim_document(view: ClaimView) -> dict[str, object]:
@@ -95,8 +96,9 @@ def wait_document(wait: Wait, wall: float) -> dict[str, object]:
     }
 
 
-def capacity_document(snapshot: ClusterSnapshot) -> dict[str, object]:
-    """Devices by class and pool and state, as /api/v1/capacity shows them."""
+def capacity_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
+    """Devices by class and pool and state, as /api/v1/capacity shows them. Raises _BadQueryError."""
+    _only_known(query)
     classes: dict[str, dict[str, int]] = {}
     pools: dict[tuple[str, str, str], dict[str, int]] = {}
     largest: dict[str, int] = {}
@@ -138,7 +140,7 @@ def _limit(query: Mapping[str, str]) -> int:
 def _only_known(query: Mapping[str, str], *known: str) -> None:
     for name in query:
         if name not in known:
-            raise _BadQueryError(f"unknown parameter {name[:40]!a}; known are {', '.join(known)}")
+            raise _BadQueryError(f"unknown parameter {name[:40]!a}; known are {', '.join(known) or 'none'}")
 
 
 def claims_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
@@ -163,6 +165,8 @@ def waits_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[
     """/api/v1/waits: what waits, longest first. Raises _BadQueryError."""
     _only_known(query, "namespace", "reason", "limit")
     limit, namespace, reason = _limit(query), query.get("namespace"), query.get("reason")
+    if reason is not None and reason not in _REASONS:
+        raise _BadQueryError(f"reason={reason[:40]!a} is none; known are {', '.join(_REASONS)}")
     found = [
         wait
         for wait in snapshot.waits
@@ -244,7 +248,7 @@ class _ClusterSite(Site):
         return self._list(request, waits_document)
 
     async def serve_capacity(self, request: web.Request) -> web.Response:
-        return self._list(request, lambda snapshot, _: capacity_document(snapshot))
+        return self._list(request, capacity_document)
 
     async def serve_claim(self, request: web.Request) -> web.Response:
         try:

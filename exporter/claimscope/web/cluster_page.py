@@ -324,7 +324,7 @@ def _tiles(snapshot: ClusterSnapshot, index: _Index, wall: float) -> str:
     idle = sum(1 for view in snapshot.claims.values()
                if view.leaked or (view.doing is not None and view.doing not in _NORMAL))  # fmt: skip
     unreferenced = sum(
-        1 for view in snapshot.claims.values() if view.state is ClaimState.PENDING and not view.referenced
+        1 for view in snapshot.claims.values() if view.state is ClaimState.PENDING and view.referenced is False
     )
     violations = sum(value for _, value in index.rows("dra_constraint_violations_total"))
     return (
