@@ -445,6 +445,7 @@ class HealthEngine:
 
     def _end_what(self, slot: Slot, ends: Iterable[Survives]) -> None:
         """A reset or reboot: what does not survive it, and no clean time ends, clears after a while of quiet."""
+        slot.shown = None
         for key, track in slot.tracks.items():
             rule = self._rules[key]
             momentary = rule.on is On.EVENT or isinstance(rule.window, First)

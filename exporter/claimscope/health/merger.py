@@ -96,18 +96,25 @@ class EventMerger:
         same_fault_ns: int = SAME_FAULT_NS,
         lateness_ns: int = LATENESS_NS,
         burst_ns: int = BURST_NS,
+        wait_ns: int | None = None,
     ) -> None:
+        """`wait_ns` is how long a fault waits for the other source; as long as it may come, where not given."""
         self.burst_ns = burst_ns
         self.counts = MergerCounts()
         self._boot_id = boot_id
         self._same_fault_ns = same_fault_ns
-        self._wait_ns = same_fault_ns + lateness_ns
+        self._wait_ns = same_fault_ns + lateness_ns if wait_ns is None else wait_ns
         self._pending: list[_Told] = []
         self._since_fold = 0
         self._places = _Places()
         self._driver_version: str | None = None
         self._told: dict[_Key, tuple[int, int]] = {}  # begin of the fault handed out last, and when that was
         self._bursts: dict[tuple[str, str, int], tuple[int, int]] = {}  # begin of the burst, and when it was handed out
+
+    @property
+    def waiting(self) -> bool:
+        """There are faults that were told and not handed out yet."""
+        return bool(self._pending)
 
     def inventory(self, inventory: Inventory) -> None:
         """Learns where the GPUs are. One that is gone is still known at its place until another takes it."""

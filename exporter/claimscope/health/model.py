@@ -111,3 +111,5 @@ class DeviceHealth:
     severity: Severity
     findings: tuple[Finding, ...] = ()
     states: Mapping[str, RuleState] = field(default_factory=dict)  # of every rule
+    serial: str = ""  # of the board; empty: not known
+    parent: str | None = None  # uuid of the GPU that a MIG device is cut from

@@ -137,6 +137,8 @@ def window_deltas(window: Window, before: Window) -> dict[str, float]:
 def minute_look(slot: Slot, window: Window, look: Look) -> Look | None:
     """The look at a minute that is over with this window; None while it is not."""
     begun = slot.minute
+    if not slot.links_seen:  # a link may be lost within the first minute
+        slot.links_seen = frozenset(key for key in NVLINKS if window.last.get(key))
     if begun is None:
         slot.minute, slot.sums = window, {}
         return None
@@ -215,6 +217,7 @@ def show(slot: Slot, rules: Mapping[str, Rule]) -> DeviceHealth:
     return DeviceHealth(
         uuid=slot.uuid, severity=worst, findings=findings,
         states={key: track.state for key, track in slot.tracks.items()},
+        serial=slot.serial, parent=slot.device.entity.parent,
     )  # fmt: skip
 
 

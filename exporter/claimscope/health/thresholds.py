@@ -250,11 +250,11 @@ class Thresholds:
 
 
 # The others count errors, of which a minute can have many.
-_COUNTED = ("nvlink_recoveries", "pcie_errors_correctable")
+COUNTED = ("nvlink_recoveries", "pcie_errors_correctable")
 _PART_OF_MINUTES: tuple[str, ...] = tuple(
     stem
     for row in ROWS
-    if row.name.endswith("_of_minutes") and (stem := row.name.removesuffix("_of_minutes")) not in _COUNTED
+    if row.name.endswith("_of_minutes") and (stem := row.name.removesuffix("_of_minutes")) not in COUNTED
 )
 
 

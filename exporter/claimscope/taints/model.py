@@ -52,6 +52,7 @@ class NodeReport:
     cordoned: bool = False  # a human's, or somebody else's
     devices: int = 0  # accelerators of the node, for the budgets' denominators
     findings: tuple[ReportedFinding, ...] = ()
+    partial: bool = False  # some findings were left out or cannot be read: what is not told is not over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ class Held:
     """A fence that is wanted and not put up, or weaker than wanted, and why."""
 
     fence: Fence
-    reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused", "mode",
-    # "ignored", "unresolved"
+    reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused",
+    # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it)
     text: str
 
 
