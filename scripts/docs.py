@@ -6,13 +6,14 @@ from pathlib import Path
 
 from claimscope import config
 from claimscope.export import docs
+from claimscope.health import document as health
 
 
 def _metrics() -> str:
     return docs.markdown(docs.all_families(), docs.QUANTITIES)
 
 
-PAGES = {"configuration.md": config.document, "metrics.md": _metrics}
+PAGES = {"configuration.md": config.document, "health.md": health.document, "metrics.md": _metrics}
 
 
 def main() -> None:

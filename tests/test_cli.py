@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -407,8 +408,9 @@ def test_the_demo_says_what_to_open_and_leaves_nothing_behind(
             (programs / name).symlink_to(found)
     if with_prometheus:
         (programs / "prometheus").symlink_to(request.getfixturevalue("prometheus"))
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    # Sockets stand in it, and a socket's path has at most 107 bytes.
+    temporary = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
     done = claimscope("demo", "--profile", "h100x8", "--seconds", "2", PATH=str(programs), TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert "/metrics  (simulated node h100x8" in done.stdout

@@ -16,7 +16,7 @@ import yaml
 from claimscope.clock import SystemClock
 from claimscope.metrics import cluster as cluster_rows
 from claimscope.metrics import controller as own_rows
-from claimscope.sim.api.kinds import LEASES, PODS, RESOURCE_QUOTAS
+from claimscope.sim.api.kinds import LEASES, PODS, RESOURCE_QUOTAS, RESOURCE_SLICES
 from claimscope.sim.api.server import HttpFault, SimApiServer
 from claimscope.sim.cluster import SimulatedCluster
 from controller_process import (
@@ -112,11 +112,30 @@ async def _more(server: SimApiServer) -> None:
             },
             "spec": {"holderIdentity": node, "renewTime": "2026-11-21T11:00:00.000000Z"},
         })
+    found = [{"uuid": _some_gpu(server), "rule": "pcie_width", "severity": "degraded", "since": 1795258800}]
+    await server.put(LEASES, {
+        "metadata": {
+            "name": "claimscope-agent-demo-node-1", "namespace": "claimscope",
+            "labels": {"app.kubernetes.io/component": "agent"},
+            "annotations": {
+                "claimscope.io/node": "demo-node-1", "claimscope.io/findings": json.dumps({"findings": found}),
+            },
+        },
+        "spec": {"holderIdentity": "demo-node-1", "renewTime": "2026-11-21T11:00:00.000000Z"},
+    })
     limits = {"count/resourceclaims.resource.k8s.io": "5"}
     await server.put(RESOURCE_QUOTAS, {
         "metadata": {"name": "claims", "namespace": "team"}, "spec": {"hard": limits},
         "status": {"hard": limits, "used": {"count/resourceclaims.resource.k8s.io": "2"}},
     })
+
+
+def _some_gpu(server: SimApiServer) -> str:
+    for stored in server.store.table(RESOURCE_SLICES).objects.values():
+        spec = json.loads(stored.body(RESOURCE_SLICES))["spec"]
+        if spec.get("nodeName") == "demo-node-1" and spec.get("devices"):
+            return str(spec["devices"][0]["attributes"]["uuid"]["string"])
+    raise LookupError("demo-node-1 publishes no device")
 
 
 def _evicted(name: str) -> dict[str, Any]:

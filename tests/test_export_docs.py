@@ -3,6 +3,7 @@ from pathlib import Path
 
 from claimscope.export import docs
 from claimscope.export.collect import Collector
+from claimscope.health import document as health
 from claimscope.metrics import cluster, controller
 from claimscope.metrics.tables import QUANTITIES as TABLES
 from exposition import QUANTITIES
@@ -27,6 +28,7 @@ def test_every_family_is_documented_once_under_its_group() -> None:
     assert sorted(named) == sorted(FAMILIES)
     assert [line for line in lines if line.startswith("## ")] == [
         "## Devices",
+        "## Health",
         "## Who holds what",
         "## Accounts of ResourceClaims",
         "## Accounts of device-plugin pods",
@@ -74,3 +76,7 @@ def test_page_under_docs_is_current() -> None:
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
 
     assert page == docs.markdown(docs.all_families(), TABLES), "run `make docs`"
+
+
+def test_health_page_under_docs_is_current() -> None:
+    assert (DOCS / "health.md").read_text(encoding="utf-8") == health.document(), "run `make docs`"

@@ -237,6 +237,20 @@ async def test_one_failed_renewal_costs_nothing() -> None:
         assert (a.election.is_leader, len(a.begun)) == (True, 1)
 
 
+async def test_annotations_of_others_cost_no_renewal(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(None, LEASES) as (server, client), candidates(client, SystemClock(), "one") as (one,):
+        await until(lambda: one.working)
+        for number in range(5):
+            found = server.get(LEASES, "controller", "claimscope") or {}
+            found["metadata"].setdefault("annotations", {})["claimscope.io/pause"] = str(number)
+            await server.put(LEASES, found)
+            await some_tries(server)
+        kept = server.get(LEASES, "controller", "claimscope") or {}
+        assert kept["metadata"]["annotations"] == {"claimscope.io/pause": "4"}
+        assert "lease_errors_total" not in str(one.election.samples())
+        assert [line for line in caplog.messages if "cannot write" in line] == []
+
+
 async def test_server_away_at_start() -> None:
     async with serving(None, LEASES) as (server, client):
         port = int(server.url.rsplit(":", 1)[1])

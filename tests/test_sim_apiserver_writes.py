@@ -315,6 +315,23 @@ async def test_apply_to_status_leaves_the_spec(sim: Client) -> None:
     assert (status, after["status"], after["spec"]) == (200, {"conditions": [{"type": "X"}]}, rule()["spec"])
 
 
+async def test_conditions_are_merged_by_their_type(sim: Client) -> None:
+    await sim.ask("POST", RULES, rule())
+    theirs, ours = {"type": "Theirs", "status": "True"}, {"type": "Ours", "status": "False"}
+
+    async def apply(manager: str, *entries: object, **query: str) -> tuple[int, object]:
+        body = {**named("r"), "apiVersion": "resource.k8s.io/v1", "kind": "DeviceTaintRule",
+                "status": {"conditions": list(entries)}}
+        status, after = await sim.ask("PATCH", f"{RULES}/r/status", body, APPLY, fieldManager=manager, **query)
+        return status, after.get("status", {}).get("conditions") if status == 200 else after["reason"]
+
+    assert await apply("they", theirs) == (200, [theirs])
+    assert await apply("we", ours) == (200, [theirs, ours])
+    assert await apply("we", {**ours, "status": "True"}) == (200, [theirs, {**ours, "status": "True"}])
+    assert await apply("we", {**theirs, "status": "False"}) == (409, "Conflict")
+    assert await apply("we") == (200, [theirs])
+
+
 async def test_dry_run_answers_and_writes_nothing(sim: Client) -> None:
     status, made = await sim.ask("POST", RULES, rule(), dryRun="All")
     assert (status, made["metadata"]["name"]) == (201, "r")

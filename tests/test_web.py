@@ -9,6 +9,8 @@ import aiohttp
 import pytest
 
 from claimscope.export.collect import Collector
+from claimscope.health.model import DeviceHealth, Finding, RuleState, Severity
+from claimscope.health.watch import HealthView
 from claimscope.model import Hold, Holder, Sample, Snapshot
 from claimscope.web.application import (
     WEB_FAMILIES,
@@ -23,7 +25,7 @@ from claimscope.web.application import (
 )
 from claimscope.web.html import duration_text
 from claimscope.web.negotiation import Format, accepts_gzip, choose_format, wants_json
-from claimscope.web.page import bytes_text, joules_text
+from claimscope.web.page import bytes_text, joules_text, render_page
 from exposition import GPU_0, GPU_2, QUANTITIES, SNAPSHOT, WALL, parsed
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -303,6 +305,40 @@ async def test_page_shows_devices_and_holders_escaped() -> None:
         assert shown in text
 
 
+async def test_page_shows_findings_first_and_escaped() -> None:
+    finding = Finding(
+        uuid=GPU_0, rule="xid_lost", severity=Severity.LOST, state=RuleState.LATCHED, since_wall_ns=WALL - 90 * 10**9,
+        evidence={"line": "<script>alert(1)</script>"}, clears="A reboot.", systemic=True,
+    )  # fmt: skip
+    health = DeviceHealth(uuid=GPU_0, severity=Severity.LOST, findings=(finding,))
+    view = HealthView(boot_id="b", devices={GPU_0: health})
+
+    text = render_page(snapshot=SNAPSHOT, samples=(), version="0", failing=(), refresh=False, health=view)
+
+    assert text.index("<h2>Findings</h2>") < text.index("<h2>Devices</h2>")
+    assert "The GPU fell off the bus (XID 79)" in text
+    assert "shared by many GPUs" in text
+    assert "1 min 30 s" in text
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count('<span class="tag bad">lost</span>') >= 2
+
+
+async def test_no_findings_no_section() -> None:
+    view = HealthView(boot_id="b", devices={GPU_0: DeviceHealth(uuid=GPU_0, severity=Severity.OK)})
+
+    text = render_page(snapshot=SNAPSHOT, samples=(), version="0", failing=(), refresh=False, health=view)
+
+    assert "Findings" not in text
+    assert '<span class="tag good">ok</span>' in text
+
+
+async def test_health_in_json() -> None:
+    async with client(Agent()) as (session, _), session.get("/api/v1/health") as response:
+        assert response.status == 503
+        assert "nothing is known of the devices' health" in (await response.json())["error"]
+
+
 async def test_page_before_the_first_snapshot() -> None:
     async with client(Agent(snapshot=None)) as (session, _), session.get("/?refresh=on") as response:
         text = await response.text()
@@ -482,6 +518,8 @@ async def test_address_forms(address: str) -> None:
     [
         ("gpu_power_watts", "device"),
         ("gpu_info", "device"),
+        ("gpu_health", "device"),
+        ("gpu_health_findings_total", "device"),
         ("gpu_allocation_info", "edge"),
         ("dra_claim_gpu_energy_joules_total", "account"),
         ("pod_gpu_energy_joules_total", "account"),

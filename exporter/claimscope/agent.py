@@ -20,6 +20,11 @@ from claimscope.claims.drift import DEVICES_ANNOTATION, devices_annotation
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import Config
 from claimscope.export.collect import Collector
+from claimscope.health.kmsg import start_after
+from claimscope.health.report import FINDINGS_ANNOTATION, findings_annotation
+from claimscope.health.sources import HealthSources, KernelLogSource, ThresholdsFile
+from claimscope.health.thresholds import Thresholds
+from claimscope.health.watch import HealthWatch, journal_of
 from claimscope.kube.api import (
     AccessSource,
     ApiClient,
@@ -45,7 +50,9 @@ logger = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 JOURNAL_SECONDS = 10.0
+JOURNAL_PAUSE_SECONDS = 1.0  # between two writes, also where something must be written at once
 PUBLISH_SECONDS = 1.0
+HEALTH_SECONDS = 0.25
 HEARTBEAT_LOOK_SECONDS = 2.0  # how often the GPUs' modes are compared with what the Lease says
 NODE_ANNOTATION = "claimscope.io/node"
 LOOKUP_SECONDS = 2.0  # what reading new claims may delay one attribution
@@ -64,6 +71,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     """
     clock = SystemClock()
     boot_id = _boot_id()
+    journal = _journal(config)
     async with _simulated(config, clock) as simulated:
         library, socket_path = config.nvml_library, config.pod_resources_socket
         child_environ = dict(environ)
@@ -74,11 +82,13 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         node = Node(
             name=config.node_name,
             clock=clock,
-            ledger=_restore(config, clock, boot_id),
+            ledger=_restore(journal, clock, boot_id),
             attribution=config.attribution != "off",
             hang_seconds=config.hang_seconds,
             observer_namespaces=frozenset(config.observer_namespaces),
         )
+        if config.health == "on":
+            _judge(node, config, journal, boot_id)
         supervisor = Supervisor(
             Settings(
                 library=library,
@@ -95,6 +105,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             snapshot=lambda: node.snapshot,
             collector=Collector(QUANTITIES),
             readiness=node.readiness,
+            health=lambda: node.health_view,
+            health_document=node.health_document,
             version=importlib.metadata.version("claimscope"),
         )
         try:
@@ -105,10 +117,11 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(supervisor.run(), name="sampler")
                 tasks.create_task(_publish(node, supervisor), name="publish")
+                tasks.create_task(_watch_health(node), name="health")
                 if config.state_file:
                     tasks.create_task(_keep_journal(node, Path(config.state_file), boot_id), name="journal")
                 if config.control_socket:
-                    tasks.create_task(_control(supervisor, config.control_socket), name="control")
+                    tasks.create_task(_control(supervisor, node, config.control_socket), name="control")
                 source = _api_source(config, environ, node, simulated)
                 if config.attribution != "off":
                     path = socket_path or config.kubelet_socket
@@ -144,17 +157,52 @@ def _boot_id() -> str:
         return ""
 
 
-def _restore(config: Config, clock: Clock, boot_id: str) -> Ledger:
+def _journal(config: Config) -> state.JournalState | None:
     if not config.state_file:
-        return Ledger(QUANTITIES)
+        return None
     loaded = state.load(Path(config.state_file))
     if loaded.error is not None:
         logger.error("%s", loaded.error)
-    if loaded.state is None:
+    return loaded.state
+
+
+def _restore(journal: state.JournalState | None, clock: Clock, boot_id: str) -> Ledger:
+    if journal is None:
         return Ledger(QUANTITIES)
     return Ledger.from_state(
-        QUANTITIES, loaded.state, boot_id=boot_id, now_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()
+        QUANTITIES, journal, boot_id=boot_id, now_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()
     )
+
+
+def _judge(node: Node, config: Config, journal: state.JournalState | None, boot_id: str) -> None:
+    """Lets the node judge its devices, from where the journal left off."""
+    thresholds_file = ThresholdsFile(Path(config.health_thresholds)) if config.health_thresholds is not None else None
+    known = journal_of(bytes(journal.health)) if journal is not None else None
+    kernel_log = None
+    if config.kernel_log is not None:
+        seen = known.kernel_sequence if known is not None else None
+        after = start_after(boot_id, known.engine.boot_id if known is not None else None, seen)
+        kernel_log = KernelLogSource(Path(config.kernel_log), after=after)
+    node.health = HealthWatch(
+        boot_id=boot_id,
+        thresholds=(thresholds_file.poll() if thresholds_file is not None else None) or Thresholds(),
+        pod_of=node.pod_of,
+        now_ns=node.clock.monotonic_ns(),
+        wall_ns=node.clock.wall_ns(),
+        kernel_log=kernel_log is not None,
+        journal=known,
+    )
+    node.health_sources = HealthSources(thresholds=thresholds_file, kernel_log=kernel_log)
+
+
+async def _watch_health(node: Node) -> None:
+    try:
+        while True:
+            node.tick_health()
+            await asyncio.sleep(HEALTH_SECONDS)
+    finally:
+        if node.health_sources is not None:
+            node.health_sources.close()
 
 
 async def _publish(node: Node, supervisor: Supervisor) -> None:
@@ -169,7 +217,7 @@ async def _publish(node: Node, supervisor: Supervisor) -> None:
 
 
 async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
-    """Writes the journal every few seconds and once more at the end."""
+    """Writes the journal every few seconds, soon after what must not be lost, and once more at the end."""
     one_at_a_time = threading.Lock()  # a write that was cancelled goes on in its thread
     failed = False
 
@@ -194,15 +242,19 @@ async def _keep_journal(node: Node, path: Path, boot_id: str) -> None:
 
     try:
         while True:
-            await asyncio.sleep(JOURNAL_SECONDS)
+            await asyncio.sleep(JOURNAL_PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(JOURNAL_SECONDS - JOURNAL_PAUSE_SECONDS):
+                    await node.journal_due.wait()
+            node.journal_due.clear()
             await save()
     finally:
         await save()
 
 
-async def _control(supervisor: Supervisor, path: str) -> None:
+async def _control(supervisor: Supervisor, node: Node, path: str) -> None:
     try:
-        async with ControlServer(path, supervisor):
+        async with ControlServer(path, supervisor, node):
             await asyncio.Event().wait()
     except ControlError as error:
         logger.error("%s", error)
@@ -277,11 +329,17 @@ async def _beat(node: Node, source: AccessSource, namespace: str) -> None:
             snapshot = node.snapshot
             if snapshot is not None and snapshot.inventory is not None:
                 devices = devices_annotation(device_entries(snapshot))
-                lease.set_annotations({NODE_ANNOTATION: node.name, DEVICES_ANNOTATION: devices})
+                annotations = {NODE_ANNOTATION: node.name, DEVICES_ANNOTATION: devices}
+                if node.health is not None:
+                    annotations[FINDINGS_ANNOTATION] = findings_annotation(node.health.view())
+                lease.set_annotations(annotations)
                 writing = writing or asyncio.create_task(lease.run())
             if writing is not None and writing.done():
                 writing.result()
-            await asyncio.sleep(HEARTBEAT_LOOK_SECONDS)
+            node.lease_due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_LOOK_SECONDS):
+                    await node.lease_due.wait()
     finally:
         if writing is not None:
             writing.cancel()

@@ -7,6 +7,7 @@ on standard error.
 from __future__ import annotations
 
 import asyncio
+import getpass
 import logging
 import os
 import re
@@ -23,6 +24,8 @@ from claimscope import config, logs
 
 if TYPE_CHECKING:
     from claimscope.claims.explain import Explanation
+    from claimscope.kube.api import ApiClient
+    from claimscope.taints.notebook import Notebook
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 logger = logging.getLogger(__name__)
@@ -236,8 +239,11 @@ def _tell(found: Explanation) -> None:
     if not found.exists and found.reason is None:
         hint = f": did you mean {' or '.join(found.similar[:3])}?" if found.similar else f"; {found.cure}"
         raise _Failure(found.verdict + hint)
-    # Messages of events are anybody's text: nothing in it may steer a terminal.
-    text = words(found).rstrip("\n")
+    _say(words(found).rstrip("\n"))
+
+
+def _say(text: str) -> None:
+    """Prints what anybody may have written: nothing in it may steer a terminal."""
     click.echo("".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text))
 
 
@@ -268,6 +274,143 @@ def explain_claim(claim: str, controller_url: str | None, config_file: str | Non
         except wiring.ControllerError as error:
             raise _Failure(str(error)) from error
     _tell(found)
+
+
+def _asking(
+    config_file: str | None,
+    flags: dict[str, str | None],
+    ask: Callable[[ApiClient, Notebook], Coroutine[Any, Any, str]],
+) -> str:
+    """The answer of one question to the API server."""
+    settings = load_controller(config_file, flags)
+    logs.configure("error", "text", sys.stderr)
+    from claimscope import controller as wiring
+
+    async def answer() -> str:
+        async with wiring.connected(settings, os.environ) as (api, notebook):
+            return await ask(api, notebook)
+
+    try:
+        return asyncio.run(answer())
+    except wiring.ControllerError as error:
+        raise _Failure(str(error)) from error
+
+
+_CLUSTER = ("kubeconfig", "api_server_url", "namespace", "lease_name")
+
+
+@explain.command("gpu")
+@click.argument("uuid")
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def explain_gpu(uuid: str, config_file: str | None, **flags: str | None) -> None:
+    """Say why a GPU is tainted, since when, on what evidence, what would clear it, and who holds it."""
+    from claimscope.taints import command
+
+    async def ask(api: ApiClient, notebook: Notebook) -> str:
+        return command.story_words(await command.gpu_story(api, notebook, uuid))
+
+    _say(_asking(config_file, flags, ask))
+
+
+@cli.group()
+def taints() -> None:
+    """Show and steer the taints that claimscope puts on degraded GPUs."""
+
+
+@taints.command("list")
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def list_taints(config_file: str | None, **flags: str | None) -> None:
+    """List claimscope's taints, and those that are wanted and held back."""
+    from claimscope.taints import command
+
+    async def ask(api: ApiClient, notebook: Notebook) -> str:
+        return command.table(await command.overview(api, notebook))
+
+    _say(_asking(config_file, flags, ask))
+
+
+_author_option = click.option("--author", default=getpass.getuser, metavar="NAME", help="Who does so.")
+_reason_option = click.option("--reason", default="", metavar="TEXT", help="Why, for others to read.")
+
+
+@taints.command()
+@_author_option
+@_reason_option
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def pause(author: str, reason: str, config_file: str | None, **flags: str | None) -> None:
+    """Put up nothing new, from ten seconds on, until it is resumed. What is over is still lifted."""
+    from claimscope.taints.notebook import PAUSE
+
+    async def ask(_: ApiClient, notebook: Notebook) -> str:
+        await notebook.write({PAUSE: f"{author}: {reason}" if reason else author})
+        return "paused: nothing new is put up until `claimscope taints resume`"
+
+    _say(_asking(config_file, flags, ask))
+
+
+@taints.command()
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def resume(config_file: str | None, **flags: str | None) -> None:
+    """Go on after a pause."""
+    from claimscope.taints.notebook import PAUSE
+
+    async def ask(_: ApiClient, notebook: Notebook) -> str:
+        await notebook.write({PAUSE: None})
+        return "resumed"
+
+    _say(_asking(config_file, flags, ask))
+
+
+@taints.command()
+@click.argument("names", nargs=-1, metavar="[RULE|UUID]...")
+@click.option("--all", "everything", is_flag=True, help="All of them, and the conditions on nodes: to uninstall.")
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def lift(names: tuple[str, ...], everything: bool, config_file: str | None, **flags: str | None) -> None:
+    """Delete taints of claimscope. A running controller leaves them away for an hour.
+
+    Nothing that is not claimscope's is touched. With --all stop the controller first, or pause it.
+    """
+    from claimscope.taints import command
+
+    if bool(names) == everything:
+        raise click.UsageError("name what to lift (`claimscope taints list` shows it), or --all")
+
+    async def ask(api: ApiClient, _: Notebook) -> str:
+        try:
+            done = await command.lift(api, names=names, all_of_ours=everything)
+        except KeyError as error:
+            raise _Failure(f"no taint of claimscope is named {error.args[0]} or about such a GPU") from error
+        return "\n".join(done) or "there was nothing to lift"
+
+    _say(_asking(config_file, flags, ask))
+
+
+@taints.command()
+@click.argument("what", metavar="UUID|RULE|breaker")
+@click.option("--rule", default="", metavar="RULE", help="With a UUID: this health rule alone.")
+@click.option(
+    "--hours", type=click.FloatRange(0, 720, min_open=True), default=24.0, show_default=True,
+    help="With a UUID: for so long.",
+)
+@_author_option
+@_reason_option
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def ack(
+    what: str, rule: str, hours: float, author: str, reason: str, config_file: str | None, **flags: str | None
+) -> None:
+    """Take note of what is found: leave a GPU untainted for a while, or let a held rule or the breaker go on."""
+    from claimscope.taints import command
+
+    try:
+        name, text = command.acknowledgement(what, rule=rule, hours=hours, author=author, reason=reason)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+    async def ask(_: ApiClient, notebook: Notebook) -> str:
+        await notebook.write({name: text})
+        return "noted; the leading controller takes it up within ten seconds"
+
+    _say(_asking(config_file, flags, ask))
 
 
 @cli.group()
@@ -318,6 +461,35 @@ def burst(control_socket: str | None, hz: float, seconds: float) -> None:
 def status(control_socket: str | None) -> None:
     """Say how the sampler is doing."""
     _control(control_socket, {"command": "status"})
+
+
+@cli.group()
+def health() -> None:
+    """See what the agent on this node finds of its GPUs, and acknowledge what was looked after."""
+
+
+@health.command("list")
+@_socket_option
+def list_findings(control_socket: str | None) -> None:
+    """List what stands against the devices of this node, worst first, and what would clear it."""
+    path = load(None, {"control_socket": control_socket}).control_socket
+    from claimscope.health.report import words
+    from claimscope.nvml import control
+
+    try:
+        found = asyncio.run(control.ask_document(path, {"command": "health"}))
+    except control.ControlError as error:
+        raise _Failure(str(error)) from error
+    click.echo(words(found))
+
+
+@health.command("ack")
+@click.argument("uuid")
+@click.argument("rule")
+@_socket_option
+def acknowledge(uuid: str, rule: str, control_socket: str | None) -> None:
+    """End a finding that no reset proves repaired; it comes back only with new evidence."""
+    _control(control_socket, {"command": "acknowledge", "uuid": uuid, "rule": rule})
 
 
 def main() -> None:

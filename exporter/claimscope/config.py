@@ -29,6 +29,8 @@ Attribution = Literal["kubelet", "off"]
 ApiServer = Literal["auto", "off"]
 LeaderElection = Literal["on", "off"]
 ClaimSeries = Literal["all", "essential", "off"]
+Health = Literal["on", "off"]
+TaintMode = Literal["observe", "announce", "enforce"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
@@ -110,11 +112,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="Namespace of the Lease by which this agent shows that it is alive. Unset: the pod's own; "
              "empty: no Lease is written.", extra={"keeps_empty": True}),
     ] = None
+    health: Annotated[Health, Meta(description="Whether the health of devices is judged.")] = "on"
+    health_thresholds: Annotated[
+        str | None,
+        Meta(description="YAML file of thresholds, `startup_grace_seconds: 60`, in place of the defaults of "
+             "docs/health.md; read again when it changes. Unset: the defaults."),
+    ] = None
+    kernel_log: Annotated[
+        str | None,
+        Meta(description="Kernel log to read beside NVML's events, `/dev/kmsg` as mounted from the host; a "
+             "regular file is read as a recording, a record a line. Unset: none."),
+    ] = None
     state_file: Annotated[
         str, Meta(description="Journal that accounts survive a restart in. Empty: they do not.")
     ] = "/var/lib/claimscope/agent.json"
     control_socket: Annotated[
-        str, Meta(description="Unix socket for `claimscope nvml`. Empty: none.")
+        str, Meta(description="Unix socket for `claimscope nvml` and `claimscope health`. Empty: none.")
     ] = "/run/claimscope/agent.sock"
     log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
     log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
@@ -163,6 +176,16 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Meta(description="Series per claim: `essential` leaves out all but info, state and what calls for action; "
              "`off` leaves only claims that wait, or hold devices without running."),
     ] = "all"
+    taint_mode: Annotated[
+        TaintMode,
+        Meta(description="How far degraded GPUs are fenced: `observe` writes nothing, `announce` writes taints that "
+             "keep nobody away, conditions and Events, `enforce` keeps new work off unhealthy and lost GPUs. Lowered "
+             "by itself where the cluster's version is not safe."),
+    ] = "announce"
+    taint_policy: Annotated[
+        str | None,
+        Meta(description="YAML file of budgets, and of modes per node group and rule; read again when it changes."),
+    ] = None
     log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
     log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
 

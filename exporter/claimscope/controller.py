@@ -12,7 +12,7 @@ import gc
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from claimscope.claims.model import ClusterSnapshot
 from claimscope.claims.pending import Waiting
 from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
-from claimscope.config import ControllerConfig
+from claimscope.config import ConfigError, ControllerConfig
 from claimscope.export.cluster import ClusterCollector
 from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, OpenAccess, discover
 from claimscope.kube.follow import WatchStatus, follow, samples
@@ -35,6 +35,10 @@ from claimscope.kube.objects import unix_seconds
 from claimscope.looplag import LoopLag
 from claimscope.metrics.controller import own
 from claimscope.model import Sample
+from claimscope.taints.model import Mode
+from claimscope.taints.notebook import Notebook
+from claimscope.taints.sources import PolicySource
+from claimscope.taints.worker import Fencing
 from claimscope.web.cluster import make_cluster_application
 from claimscope.web.site import Check, ListenError, Readiness, start_site
 
@@ -45,6 +49,8 @@ NEWS_SECONDS = 0.1  # the shortest pause
 STALE_SECONDS = 420.0  # a watch is ended by the server after 300 s at the latest, and is heard of then
 PATIENCE_SECONDS = 60.0  # after which a required kind that fails again and again keeps the others no longer
 READ_ONCE_SECONDS = 120.0
+FENCING_NEEDS = ("leases", "resourceslices", "resourceclaims")  # read, and heard of now
+FENCING_READS = ("devicetaintrules", "nodes")  # likewise, once they could be read
 
 
 class ControllerError(Exception):
@@ -56,8 +62,9 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     # Nearly everything kept here is free of cycles; looking for some among millions of objects takes longer than work.
     gc.set_threshold(50_000, 20, 100)
     clock = SystemClock()
+    policies = _policies(config, clock)
     api = await _client(config, environ, clock)
-    controller = _Controller(config=config, api=api, clock=clock)
+    controller = _Controller(config=config, api=api, clock=clock, policies=policies)
     version = importlib.metadata.version("claimscope")
     controller.build_info = own("build_info", 1, version, "", platform.python_version())
     application = make_cluster_application(
@@ -78,6 +85,16 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     finally:
         await site.close()
         await api.close()
+
+
+def _policies(config: ControllerConfig, clock: Clock) -> PolicySource:
+    path = None if config.taint_policy is None else Path(config.taint_policy)
+    policies = PolicySource(path, Mode(config.taint_mode))
+    try:
+        policies.read(clock.wall_ns() / 1e9)
+    except ConfigError as error:
+        raise ControllerError(str(error)) from error
+    return policies
 
 
 async def _client(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> ApiClient:
@@ -105,6 +122,7 @@ class _Leadership:
     kinds: tuple[WatchedKind, ...]
     statuses: dict[str, WatchStatus]
     began_ns: int
+    fencing: Fencing
     complete: bool = False
 
     def settled(self, now_ns: int) -> bool:
@@ -117,6 +135,14 @@ class _Leadership:
                 gc.collect()
                 gc.freeze()
         return self.complete
+
+    def can_fence(self) -> bool:
+        """True while everything that fencing decides on is known as it is now."""
+        return (
+            self.complete
+            and all(self.statuses[name].up for name in FENCING_NEEDS)
+            and all(self.statuses[name].up or not self.statuses[name].synced for name in FENCING_READS)
+        )
 
 
 def _settled(kind: WatchedKind, status: WatchStatus, *, patient: bool) -> bool:
@@ -132,6 +158,7 @@ class _Controller:
     config: ControllerConfig
     api: ApiClient
     clock: Clock
+    policies: PolicySource
     build_info: Sample | None = None
     election: LeaderElection | None = None
     leadership: _Leadership | None = None
@@ -198,6 +225,7 @@ class _Controller:
             async with asyncio.TaskGroup() as tasks:
                 for kind in leadership.kinds:
                     tasks.create_task(self._follow(kind, leadership), name=f"follow {kind.name}")
+                tasks.create_task(leadership.fencing.run(), name="fencing")
         finally:
             self.leadership, self.lost = None, leadership
             self.snapshot = self._standby()
@@ -213,11 +241,24 @@ class _Controller:
         now = self.clock.wall_ns() / 1e9
         since = now if before.renew_wall is None else min(before.renew_wall, now)
         kinds = watched_kinds(self.config.namespace)
-        return _Leadership(
-            engine=Engine(clock=self.clock, selectors=Selectors(), count_since_wall=since),
+        engine = Engine(clock=self.clock, selectors=Selectors(), count_since_wall=since)
+        made: _Leadership
+        made = _Leadership(
+            engine=engine,
             kinds=kinds,
             statuses={kind.name: WatchStatus(name=kind.name) for kind in kinds},
             began_ns=self.clock.monotonic_ns(),
+            fencing=self._fencing(engine.cluster, since, lambda: made.can_fence()),
+        )
+        return made
+
+    def _fencing(self, cluster: Cluster, since_wall: float, readable: Callable[[], bool]) -> Fencing:
+        config = self.config
+        makes = config.leader_election == "off"
+        return Fencing(
+            self.api, self.clock, cluster, self.policies,
+            Notebook(self.api, config.namespace, config.lease_name, makes=makes),
+            identity=config.identity, leads=self._leads, readable=readable, count_since_wall=since_wall,
         )
 
     async def _follow(self, kind: WatchedKind, leadership: _Leadership) -> None:
@@ -226,10 +267,13 @@ class _Controller:
         async def on_sync(name: str, objects: list[Any], unreadable: frozenset[str]) -> None:
             await engine.take_list(name, objects, unreadable)
             self._news.set()
+            leadership.fencing.news()
 
         def on_change(name: str, obj: Any, present: bool) -> None:  # noqa: ANN401 - of the kind's struct
             engine.on_change(name, obj, present)
             self._news.set()
+            if name in ("leases", "resourceslices", "devicetaintrules"):
+                leadership.fencing.news()
 
         await follow(
             self.api, kind, clock=self.clock, on_sync=on_sync, on_change=on_change,
@@ -259,10 +303,11 @@ class _Controller:
         made = await leadership.engine.publish(complete=leadership.settled(self.clock.monotonic_ns()))
         if self.leadership is not leadership:  # lost while selectors were evaluated
             return self._standby()
-        own_samples = (*self._own(leadership), *made.own)
+        own_samples = (*self._own(leadership), *made.own, *leadership.fencing.own_samples())
+        fencing = leadership.fencing.samples() if made.complete else ()
         return ClusterSnapshot(
             wall_ns=made.wall_ns, leading=True, complete=made.complete, claims=made.claims, waits=made.waits,
-            samples=made.samples, own=own_samples,
+            samples=(*made.samples, *fencing), own=own_samples,
         )
 
     def _own(self, leadership: _Leadership | None) -> list[Sample]:
@@ -346,6 +391,18 @@ def _heartbeats(cluster: Cluster) -> list[Sample]:
         if node and renewed is not None:
             made.append(own("agent_lease_renew_timestamp_seconds", renewed, node))
     return made
+
+
+@contextlib.asynccontextmanager
+async def connected(config: ControllerConfig, environ: Mapping[str, str]) -> AsyncIterator[tuple[ApiClient, Notebook]]:
+    """The API server and the controller's Lease, for a command; ApiErrors become ControllerErrors."""
+    api = await _client(config, environ, SystemClock())
+    try:
+        yield api, Notebook(api, config.namespace, config.lease_name, makes=True)
+    except ApiError as error:
+        raise ControllerError(str(error)) from error
+    finally:
+        await api.close()
 
 
 async def explain_once(

@@ -221,4 +221,5 @@ class Snapshot:
     accounts: tuple[Account, ...] = ()
     holds: tuple[Hold, ...] = ()
     xids: tuple[XidCount, ...] = ()
+    health: tuple[Sample, ...] = ()  # families of metrics/health.py
     own: tuple[Sample, ...] = ()  # claimscope_agent_*, families of metrics/own.py

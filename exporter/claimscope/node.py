@@ -15,9 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
+import msgspec
+
 from claimscope.attribution import Attribution, attribute, held_claims, owners
 from claimscope.claims.drift import DevicesEntry
 from claimscope.extremes import Extremes
+from claimscope.health.report import HealthSamples, document, own_samples
 from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
 from claimscope.metrics.spec import Split
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
     from claimscope.accounting import Ledger
     from claimscope.clock import Clock
+    from claimscope.health.sources import HealthSources
+    from claimscope.health.watch import HealthView, HealthWatch
     from claimscope.kube.api import ApiError
     from claimscope.kube.claims import ClaimLookup
     from claimscope.kube.lease import HeartbeatLease
@@ -88,6 +93,13 @@ class Node:
         self._failing: dict[str, str] = {"pod-resources": "no answer from the kubelet yet"} if attribution else {}
         self._journal_writes: Counter[str] = Counter()
         self._journal_wall_ns: int | None = None
+        self.health: HealthWatch | None = None  # None: not judged
+        self.health_sources: HealthSources | None = None
+        self.health_view: HealthView | None = None  # as of the Snapshot
+        self.journal_due = asyncio.Event()  # something happened that must outlive this process
+        self.lease_due = asyncio.Event()  # ... that the controller must hear of
+        self._health_samples = HealthSamples()
+        self._event_pods = ProcessPods()
         self.heartbeat: HeartbeatLease | None = None  # for what is shown of it; somebody else runs it
         self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
 
@@ -100,15 +112,20 @@ class Node:
                 self._windows[window.entity] = window
                 self._ledger.observe(window, self._owners(window))
                 self._extremes.observe(window)
+                if self.health is not None:
+                    self.health.window(window, self.clock.monotonic_ns(), self.clock.wall_ns())
             case EventMessage(event=event):
                 logger.info("%s %d on %s", event.kind, event.code, event.entity)
                 self._ledger.event(event)
+                if self.health is not None:
+                    self.health.event(event, self.clock.monotonic_ns(), self.clock.wall_ns())
             case InventoryMessage(inventory=inventory):
                 self._on_inventory(inventory)
             case Status():
                 self._status = message
             case _:
                 assert_never(message)
+        self._tell_health()
         self.changed.set()
 
     def _owners(self, window: Window) -> Mapping[int, Holder] | None:
@@ -142,6 +159,8 @@ class Node:
         self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
         for uuid in self._owners_known.keys() - known:
             del self._owners_known[uuid], self._process_pods[uuid]
+        if self.health is not None:
+            self.health.inventory(inventory, now_ns, self.clock.wall_ns())
         self._new_listing.set()
 
     # What the kubelet and the API server say.
@@ -230,11 +249,74 @@ class Node:
         self._failing[source] = text
         self.changed.set()
 
+    # Health.
+
+    def tick_health(self) -> None:
+        """Lets time pass for the rules of health; called several times a second."""
+        if self.health is None:
+            return
+        now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
+        if self.health_sources is not None:
+            self.health_sources.poll(self.health, now_ns, wall_ns)
+        self.health.tick(now_ns, wall_ns)
+        self._tell_health()
+
+    def _tell_health(self) -> None:
+        if self.health is not None and self.health.changed:
+            self.health.changed = False
+            for due in (self.changed, self.journal_due, self.lease_due):
+                due.set()
+
+    def pod_of(self, uuid: str, pid: str | None) -> str | None:
+        """Who uses a device, as "namespace/pod": its only holder, or the pod of a process."""
+        pods = {
+            f"{pod.namespace}/{pod.pod}" for hold in self._attribution.holds if hold.entity == uuid for pod in hold.pods
+        }
+        if len(pods) == 1:
+            return pods.pop()
+        if pid is None or not pid.isdecimal():
+            return None
+        found = self._event_pods.pods((int(pid),)).get(int(pid))
+        return None if found is None else "/".join(found)
+
+    def acknowledge(self, uuid: str, rule: str) -> str | None:
+        """Ends a finding by a person's word; why it could not, None where it did."""
+        if self.health is None:
+            return "health is not judged: the agent runs with --health off"
+        refused = self.health.acknowledge(uuid, rule)
+        if refused is None:
+            logger.info("%s of %s was acknowledged", rule, uuid)
+        self._tell_health()
+        return refused
+
+    def health_document(self) -> dict[str, object] | None:
+        """What /api/v1/health answers; None while nothing is known, or judged."""
+        if self.health is None or self._inventory is None:
+            return None
+        return {"node": self.name, **document(self.health.view(), self._indexes())}
+
+    def _indexes(self) -> dict[str, str]:
+        """NVML's index of each device that it names, "" where it is lost and was never seen."""
+        if self._inventory is None:
+            return {}
+        lost = dict.fromkeys(self._inventory.lost, "")
+        return lost | {device.entity.uuid: str(device.entity.gpu) for device in self._inventory.devices}
+
+    def _judged(self) -> tuple[Sample, ...]:
+        """Before the first inventory there is nothing to say: the journal knows no index."""
+        self.health_view = None if self.health is None or self._inventory is None else self.health.view()
+        if self.health_view is None:
+            return ()
+        return tuple(self._health_samples.of(self.health_view, self._indexes()))
+
     # The journal.
 
     def journal(self, boot_id: str) -> JournalState:
         """A copy of what must outlive this process."""
-        return self._ledger.to_state(boot_id, self.clock.monotonic_ns(), self.clock.wall_ns())
+        state = self._ledger.to_state(boot_id, self.clock.monotonic_ns(), self.clock.wall_ns())
+        if self.health is None:
+            return state
+        return msgspec.structs.replace(state, health=msgspec.Raw(msgspec.json.encode(self.health.journal())))
 
     def journal_saved(self) -> None:
         """Counts a journal that was written."""
@@ -268,6 +350,7 @@ class Node:
             accounts=accounts,
             holds=self._attribution.holds,
             xids=tuple(count for count in self._ledger.xids() if count.entity in self._appeared_ns),
+            health=self._judged(),
             own=tuple(self._own(now_ns, supervisor)),
         )
 
@@ -346,6 +429,10 @@ class Node:
         unresolved = Counter((item.reason, item.driver or "") for item in self._attribution.unresolved)
         for (reason, driver), count in sorted(unresolved.items()):
             yield own("attribution_unresolved_devices", count, reason, driver)
+        if self.health_view is not None:
+            yield from own_samples(self.health_view)
+        if self.health_sources is not None:
+            yield from self.health_sources.samples()
         for result in ("ok", "error"):
             yield own("journal_writes_total", self._journal_writes[result], result)
         if self.heartbeat is not None:

@@ -124,6 +124,8 @@ class JournalState(msgspec.Struct, frozen=True, kw_only=True):
     accounts: list[AccountState] = []
     devices: dict[str, DeviceState] = {}
     xids: list[XidState] = []
+    # Of health, which has types of its own: what cannot be read of it must not cost the accounts.
+    health: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Version(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from claimscope.metrics import identity, own
+from claimscope.metrics import health, identity, own
 from claimscope.metrics.spec import (
     CLAIM_LABELS,
     DEVICE_LABELS,
@@ -144,7 +144,10 @@ class Collector:
         if len(self._quantities) != len(quantities):
             raise ValueError("two quantities have the same key; give each row of the metric tables its own")
         self.families: Mapping[str, Family] = merge(
-            (*identity.FAMILIES.values(), *quantity_families(quantities).values(), *own.FAMILIES.values())
+            (
+                *identity.FAMILIES.values(), *health.FAMILIES.values(), *quantity_families(quantities).values(),
+                *own.FAMILIES.values(),
+            )
         )
         self._slots: dict[str, _Slots | None] = {}
         self._entities: dict[str, _LabelCache] = {}
@@ -169,7 +172,7 @@ class Collector:
         self._collect_accounts(snapshot, out)
         self._collect_edges(snapshot, out)
         self._collect_xids(snapshot, out)
-        for sample in snapshot.own:
+        for sample in (*snapshot.health, *snapshot.own):
             out[sample.family].append(sample)
         samples: list[Sample] = []
         for name in self.families:

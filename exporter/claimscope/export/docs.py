@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Title, what the group is, and who serves it.
 _GROUPS = (
     ("Devices", "One series per GPU or MIG device, and per value of the other labels.", "agent"),
+    ("Health", "What the agent finds of each device; the rules are in health.md.", "agent"),
     ("Who holds what", "Joins devices to holders; always 1.", "agent"),
     ("Accounts of ResourceClaims", "What each claim used of each device.", "agent"),
     ("Accounts of device-plugin pods", "The same for containers that hold GPUs without a claim.", "agent"),
@@ -37,27 +38,28 @@ _GROUPS = (
     ("The controller itself", "Whether the figures can be trusted, and what they cost.", "controller"),
 )  # fmt: skip
 _PREFIXES = (  # the first that fits
-    ("gpu_allocation_info", 1),
-    ("dra_claim_gpu_", 2),
-    ("pod_gpu_", 3),
-    ("gpu_unattributed_", 4),
+    ("gpu_allocation_info", 2),
+    ("dra_claim_gpu_", 3),
+    ("pod_gpu_", 4),
+    ("gpu_unattributed_", 5),
+    ("gpu_health", 1),
     ("gpu_", 0),
-    ("dra_claim_pending_", 7),
-    ("dra_claim_ready_", 8),
-    ("dra_claim_lifetime_", 8),
-    ("dra_claim_evictions_", 8),
-    ("dra_claims_completed_", 8),
-    ("dra_allocation_", 8),
-    ("dra_claim_", 6),
-    ("kube_resourceclaim_", 6),
-    ("dra_pool_", 9),
-    ("dra_device_", 9),
-    ("dra_class_", 9),
-    ("dra_taint_", 9),
-    ("dra_constraint_", 9),
-    ("dra_quota_", 9),
-    ("dra_", 10),
-    ("claimscope_controller_", 11),
+    ("dra_claim_pending_", 8),
+    ("dra_claim_ready_", 9),
+    ("dra_claim_lifetime_", 9),
+    ("dra_claim_evictions_", 9),
+    ("dra_claims_completed_", 9),
+    ("dra_allocation_", 9),
+    ("dra_claim_", 7),
+    ("kube_resourceclaim_", 7),
+    ("dra_pool_", 10),
+    ("dra_device_", 10),
+    ("dra_class_", 10),
+    ("dra_taint_", 10),
+    ("dra_constraint_", 10),
+    ("dra_quota_", 10),
+    ("dra_", 11),
+    ("claimscope_controller_", 12),
 )
 _ACCOUNT_PREFIXES = ("gpu", "dra_claim_gpu", "pod_gpu", "gpu_unattributed")
 
@@ -83,7 +85,7 @@ class Entry:
 
 
 def _group_of(name: str) -> int:
-    return next((group for prefix, group in _PREFIXES if name.startswith(prefix)), 5)
+    return next((group for prefix, group in _PREFIXES if name.startswith(prefix)), 6)
 
 
 def all_families() -> Mapping[str, Family]:

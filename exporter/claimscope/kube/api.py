@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 
 from claimscope.clock import Clock
-from claimscope.kube.objects import RESOURCE_GROUP, ApiGroup, ApiResourceList, Status
+from claimscope.kube.objects import RESOURCE_GROUP, ApiGroup, ApiResourceList, Status, VersionInfo
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS: Final = 60.0  # kubelets rotate the file well before the token ends
@@ -322,6 +322,11 @@ class ApiClient:
                 f"cannot {'read' if method == 'GET' else method} {url}: {error or type(error).__name__}; check the "
                 "address, the network policy and the CA",
             ) from error
+
+
+async def server_version(api: ApiClient) -> VersionInfo:
+    """Which Kubernetes the API server is. Raises ApiError."""
+    return decode(await api.get("/version"), VersionInfo, "/version")
 
 
 async def discover(api: ApiClient, group: str, versions: Sequence[str], plural: str) -> str:

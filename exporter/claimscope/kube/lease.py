@@ -246,7 +246,7 @@ class LeaderElection:
         began_ns = self._clock.monotonic_ns()
         try:
             async with asyncio.timeout(seconds):
-                held = await self._take_or_renew()
+                held = await self._take_or_renew_beside_others()
         except TimeoutError:
             self._failed(ApiError(ApiReason.TIMEOUT, f"no answer about {self._object.path} within {seconds:.1f} s"))
             return False
@@ -262,6 +262,16 @@ class LeaderElection:
         self._found = None  # what was known may be out of date: read it before the next attempt
         self._missing_ns = None  # it may have been there meanwhile
         self._troubles.happened(error)
+
+    async def _take_or_renew_beside_others(self) -> bool:
+        """A leader whose Lease was annotated by somebody meanwhile reads it again and renews at once."""
+        try:
+            return await self._take_or_renew()
+        except ApiError as error:
+            if error.reason is not ApiReason.CONFLICT or self._renewed_ns is None or self._found is None:
+                raise
+            self._found = None
+            return await self._take_or_renew()
 
     async def _take_or_renew(self) -> bool:
         found = self._found

@@ -107,6 +107,12 @@ class ApiResourceList(msgspec.Struct, frozen=True):
     resources: list[ApiResource] | None = None
 
 
+class VersionInfo(_Struct, frozen=True, rename="camel"):
+    """The answer of /version."""
+
+    git_version: str = ""
+
+
 # --- metadata ---
 
 
@@ -677,19 +683,19 @@ class RuleStatus(_Struct, frozen=True):
     conditions: list[Condition] | None = None
 
 
-class DeviceTaintRule(_Struct, frozen=True):
-    """A DeviceTaintRule."""
-
-    metadata: Meta
-    spec: RuleSpec
-    status: RuleStatus = RuleStatus()
-
-
 class LabelledMeta(Meta, frozen=True, rename="camel"):
     """metadata with all its labels and annotations, for the kinds of which there are few."""
 
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+
+
+class DeviceTaintRule(_Struct, frozen=True):
+    """A DeviceTaintRule."""
+
+    metadata: LabelledMeta
+    spec: RuleSpec
+    status: RuleStatus = RuleStatus()
 
 
 class NodeSpec(_Struct, frozen=True):

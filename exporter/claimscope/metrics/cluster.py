@@ -101,8 +101,21 @@ _ROWS = (
     _row("dra_taint_rule_devices", _GAUGE, ("rule", "key", "effect"),
          "Published devices that a DeviceTaintRule selects."),
     _row("dra_constraint_violations_total", _COUNTER, ("deviceclass", "constraint"),
-         "Times that a device allocated to a claim came to go against a constraint: a taint that stood before, or a "
-         "selector that it no longer matches. A class whose selectors are narrowed counts each claim on it."),
+         "Times that a device allocated to a claim came to go against a constraint: a taint that stood before, a "
+         "selector that it no longer matches (a class whose selectors are narrowed counts each claim on it), or a "
+         "finding about its temperature, power, ecc, nvlink, pcie, clocks or health."),
+    _row("dra_device_taints_applied_total", _COUNTER, ("key", "effect"),
+         "Taints that claimscope put on devices by a DeviceTaintRule."),
+    _row("dra_taint_fences", _GAUGE, ("severity", "effect"), "DeviceTaintRules of claimscope that stand."),
+    _row("dra_taint_held", _GAUGE, ("reason",),
+         "Taints that are wanted, and held back or weakened for a budget or another reason."),
+    _row("dra_taint_budget_used", _GAUGE, ("scope",),
+         "What counts against a budget of fencing: GPUs that anything keeps from work, of the fleet, of group/NAME and "
+         "of node/NAME; GPUs newly kept from work (rate); DeviceTaintRules of any effect (cap)."),
+    _row("dra_taint_budget_limit", _GAUGE, ("scope",), "What a budget of fencing allows, in the same scopes."),
+    _row("dra_taint_rule_ineffective", _GAUGE, ("rule",),
+         "1 for a DeviceTaintRule of claimscope of which the cluster has said nothing in its status for a minute: the "
+         "feature gate is off, or its controller does not run."),
     # Quota.
     _row("dra_quota_devices", _GAUGE, ("namespace", "resourcequota", "deviceclass", "type"),
          "Devices of a class that a quota allows (hard) and counts (used)."),

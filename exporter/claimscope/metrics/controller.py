@@ -45,6 +45,16 @@ _ROWS = (
     _row("selector_evaluations_total", _COUNTER, "CEL selectors evaluated, by what came out.", "result"),
     _row("selector_worker_restarts_total", _COUNTER, "Processes evaluating CEL that had to be replaced.", "reason"),
     _row("selector_engine_up", _GAUGE, "1 while CEL selectors can be evaluated."),
+    # Fencing.
+    _row("taint_mode_info", Type.INFO,
+         "How far fencing goes now, how far it is configured to go, and why it goes less far.",
+         "mode", "configured", "reason"),
+    _row("taint_paused", _GAUGE, "1 while somebody has paused fencing: nothing new is put up."),
+    _row("taint_breaker_state", _GAUGE, "1 for the state of the breaker: closed, open or half_open.", "state"),
+    _row("taint_writes_total", _COUNTER, "Writes of fencing, by what they do and what came of them.", "verb", "result"),
+    _row("taint_events_dropped_total", _COUNTER, "Events on nodes and pods that were left out to hold the rate."),
+    _row("taint_last_round_timestamp_seconds", _GAUGE, "Unix time at which it was last decided what to fence.",
+         unit=_SECONDS),
     # Agents.
     _row("agent_lease_renew_timestamp_seconds", _GAUGE, "Unix time of an agent's last heartbeat.", "node",
          unit=_SECONDS),

@@ -83,6 +83,20 @@ _ROWS = (
         unit=Unit.SECONDS,
     ),
     _counter("heartbeat_errors_total", "Writes of the agent's Lease that failed.", "reason"),
+    # Health.
+    _gauge("rule_state", "Devices on which a rule of health is in a state; 0 is left out except for ok.", "rule",
+           "state"),
+    _gauge("thresholds_up", "1 while the thresholds in force are those of the configured file as it is."),
+    _counter(
+        "fault_events_left_out_total", "Events that add nothing: too late, of other devices, or too many.", "reason"
+    ),
+    _gauge("kernel_log_up", "1 while the configured kernel log is read."),
+    _counter("kernel_log_records_total", "Records read of the kernel log."),
+    _counter("kernel_log_overruns_total", "Times that the kernel log was written faster than it was read."),
+    _counter("kernel_log_lost_records_total", "Records of the kernel log that were overwritten before they were read."),
+    _counter(
+        "kernel_log_ignored_total", "Lines about GPUs that a process wrote into the kernel log and nobody trusts."
+    ),
     # Journal.
     _counter("journal_writes_total", "Attempts to write the journal of accounts.", "result"),
     _gauge(

@@ -10,6 +10,7 @@ from claimscope.metrics import (
     accounts,
     clocks,
     ecc,
+    health,
     identity,
     memory,
     nvlink,
@@ -69,4 +70,6 @@ def quantity_families(quantities: Iterable[Quantity] = QUANTITIES) -> dict[str, 
 
 def all_families() -> dict[str, Family]:
     """Every family that the agent can serve, by name: identity, quantities, and its own."""
-    return merge((*identity.FAMILIES.values(), *quantity_families().values(), *own.FAMILIES.values()))
+    return merge((
+        *identity.FAMILIES.values(), *health.FAMILIES.values(), *quantity_families().values(), *own.FAMILIES.values(),
+    ))

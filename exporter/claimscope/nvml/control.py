@@ -47,12 +47,24 @@ class Controls(Protocol):
         """Samples fast for a while."""
 
 
+class HealthControls(Protocol):
+    """What can be asked of the health of devices; the node is one."""
+
+    def acknowledge(self, uuid: str, rule: str) -> str | None:
+        """Ends a finding by a person's word; why it could not, None where it did."""
+
+    def health_document(self) -> dict[str, object] | None:
+        """All of it; None while nothing is known."""
+
+
 class Request(msgspec.Struct, forbid_unknown_fields=True):
     """One line from a client."""
 
     command: str
     hz: float = MAX_BURST_HZ
     seconds: float = 10.0
+    uuid: str = ""
+    rule: str = ""
 
 
 def _status(state: SupervisorState) -> dict[str, Any]:
@@ -72,7 +84,7 @@ def _status(state: SupervisorState) -> dict[str, Any]:
     }
 
 
-def answer(line: bytes, controls: Controls) -> dict[str, Any]:
+def answer(line: bytes, controls: Controls, health: HealthControls | None = None) -> dict[str, Any]:
     """Carries out one line and says what came of it."""
     try:
         request = msgspec.json.decode(line, type=Request)
@@ -96,8 +108,19 @@ def answer(line: bytes, controls: Controls) -> dict[str, Any]:
             return {"ok": True, "message": f"sampling at {request.hz:g} Hz for {request.seconds:g} s"}
         case "status":
             return {"ok": True, **_status(controls.state)}
+        case "health" if health is not None:
+            document = health.health_document()
+            if document is None:
+                return {"ok": False, "error": "nothing is known of health: it is off, or NVML has not answered yet"}
+            return {"ok": True, **document}
+        case "acknowledge" if health is not None:
+            refused = health.acknowledge(request.uuid, request.rule)
+            if refused is not None:
+                return {"ok": False, "error": refused}
+            return {"ok": True, "message": f"{request.rule} of {request.uuid} is over; new evidence brings it back"}
         case other:
-            return {"ok": False, "error": f"unknown command {other!r}: there are release, acquire, burst and status"}
+            known = "release, acquire, burst and status" + (", health and acknowledge" if health is not None else "")
+            return {"ok": False, "error": f"unknown command {other!r}: there are {known}"}
 
 
 def _bind(path: str) -> socket.socket:
@@ -134,9 +157,10 @@ def _bind(path: str) -> socket.socket:
 class ControlServer:
     """Listens on a path while its context is open; entering raises ControlError where it cannot."""
 
-    def __init__(self, path: str, controls: Controls) -> None:
+    def __init__(self, path: str, controls: Controls, health: HealthControls | None = None) -> None:
         self._path = path
         self._controls = controls
+        self._health = health
         self._clients: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -170,7 +194,7 @@ class ControlServer:
                     return
                 if not line:
                     return
-                say(answer(line, self._controls))
+                say(answer(line, self._controls, self._health))
                 await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
         except (OSError, TimeoutError):
             return  # it went away or fell asleep
@@ -181,6 +205,14 @@ class ControlServer:
 
 async def ask(path: str, request: dict[str, object]) -> str:
     """Sends one request to the agent at `path`; returns its answer for people, raises ControlError."""
+    reply = await ask_document(path, request)
+    if set(reply) == {"message"}:
+        return str(reply["message"])
+    return msgspec.json.format(msgspec.json.encode(reply), indent=2).decode()
+
+
+async def ask_document(path: str, request: dict[str, object]) -> dict[str, Any]:
+    """The same with the answer for programs."""
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(path, limit=1 << 20), 5.0)
     except FileNotFoundError as error:
@@ -202,6 +234,4 @@ async def ask(path: str, request: dict[str, object]) -> str:
         raise ControlError(f"what listens on {path} is no claimscope agent: {line[:80]!r}") from error
     if not reply.pop("ok", False):
         raise ControlError(str(reply.get("error", "the agent refused without saying why")))
-    if set(reply) == {"message"}:
-        return str(reply["message"])
-    return msgspec.json.format(msgspec.json.encode(reply), indent=2).decode()
+    return reply

@@ -24,6 +24,7 @@ from claimscope.sim.layout import (
 )
 from claimscope.sim.profiles import MEBIBYTE, MigPlace, Profile
 from claimscope.sim.scenario import (
+    AnswerFault,
     CrashFault,
     EccFault,
     Fault,
@@ -130,7 +131,24 @@ def answers(world: World, entity: EntityState, t_seconds: float) -> Answers:
     if profile.has_gpm and (entity.place != WHOLE or not mig_on):
         _gpm(made, profile, whole=entity.place == WHOLE)
     _interfere(made, faults, t_seconds)
+    if entity.place == WHOLE:
+        for fault in faults:
+            if isinstance(fault, AnswerFault) and (fault.duration is None or t_seconds < fault.at + fault.duration):
+                _answer(made, fault, max(0.0, fault.at - reset))
     return made
+
+
+def _answer(made: Answers, fault: AnswerFault, uptime: float) -> None:
+    """Another number where there is one; it rises with the uptime, which was so many seconds at the beginning."""
+    if fault.function is not None:
+        wanted = FUNCTION_KEYS[without_version(fault.function)]
+    else:
+        wanted = FIELD_SPACE | (fault.field or 0)
+    moving = VARIABLE_INDEX["uptime_microseconds"] if fault.per_second else -1
+    for (key, arg), (code, kind, _, _, _) in list(made.slots.items()):
+        if key == wanted and (fault.place is None or arg == fault.place):
+            begin = fault.value - fault.per_second * uptime
+            made.slots[key, arg] = (code, kind, moving, fault.per_second * 1e-6, begin)
 
 
 def _identity(made: Answers, profile: Profile, gpu: int, mig_on: bool) -> None:

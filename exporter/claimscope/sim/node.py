@@ -17,7 +17,7 @@ from claimscope.kube.api import OpenAccess
 from claimscope.sim.api.server import RESOURCE_CLAIMS, RESOURCE_SLICES, Kind, SimApiServer
 from claimscope.sim.fleet import node_world
 from claimscope.sim.kubelet import SimKubelet
-from claimscope.sim.library import SimulatedNvml, run_writer
+from claimscope.sim.library import SimulatedNvml, SimulatorError, run_writer
 from claimscope.sim.scenario import load_scenario
 from claimscope.sim.world import World, make_world
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from claimscope.clock import Clock
 
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its final zero byte
 API_SECONDS = 0.5  # how often changes of the world reach the simulated API server
 
 
@@ -65,8 +66,14 @@ class SimulatedNode:
 
         async with contextlib.AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-sim-")))
+            socket_path = directory / "kubelet.sock"
+            if len(str(socket_path)) > SOCKET_PATH_BYTES:
+                raise SimulatorError(
+                    f"the simulated kubelet's socket {socket_path} has a longer path than a socket may have "
+                    f"({SOCKET_PATH_BYTES} bytes): set TMPDIR to a shorter one"
+                )
             nvml = stack.enter_context(SimulatedNvml(world, directory=directory))
-            kubelet = SimKubelet(directory / "kubelet.sock", lambda: world.pods(now_seconds()))
+            kubelet = SimKubelet(socket_path, lambda: world.pods(now_seconds()))
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             if api_server_url is None:

@@ -159,6 +159,34 @@ class ReturnCodeFault(
     duration: float | None = None
 
 
+class AnswerFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="answer"
+):
+    """A function, or a field of nvmlDeviceGetFieldValues, gives another number: a narrow link, a rising counter.
+
+    Only what the GPU answers otherwise is replaced.
+    """
+
+    at: float
+    gpu: int
+    value: float
+    function: str | None = None
+    field: int | None = None
+    place: int | None = None  # member of a structure, argument of a function, scope of a field; None: all there are
+    per_second: float = 0.0  # what the value rises by
+    duration: float | None = None
+
+
+class DriverEventFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="driver_event"
+):
+    """The driver reports something that is no XID."""
+
+    at: float
+    gpu: int
+    event: Literal["ecc_single_bit_storm", "dram_retirement_failure", "non_fatal_poison", "fatal_poison"]
+
+
 class RecoveryActionFault(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="recovery_action"
 ):
@@ -203,6 +231,8 @@ Fault = (
     | CrashFault
     | SlowFault
     | ReturnCodeFault
+    | AnswerFault
+    | DriverEventFault
     | RecoveryActionFault
     | DriverReloadFault
     | MigChangeFault
@@ -282,7 +312,7 @@ def check_scenario(scenario: Scenario, profile: Profile, functions: tuple[str, .
         function: Any = getattr(fault, "function", None)
         if function is not None and without_version(function) not in functions:
             raise ScenarioError(f"{where}: no simulated function {function!r}")
-        if isinstance(fault, ReturnCodeFault) and (fault.function is None) == (fault.field is None):
+        if isinstance(fault, ReturnCodeFault | AnswerFault) and (fault.function is None) == (fault.field is None):
             raise ScenarioError(f"{where}: give either function or field")
         if isinstance(fault, MigChangeFault):
             try:

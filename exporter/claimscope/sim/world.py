@@ -19,6 +19,7 @@ from claimscope.sim import layout
 from claimscope.sim.profiles import MEBIBYTE, MigPlace, Profile, profile_named
 from claimscope.sim.scenario import (
     ClaimPlan,
+    DriverEventFault,
     DriverReloadFault,
     EccFault,
     Fault,
@@ -47,6 +48,9 @@ _CLAIM_NAMESPACE = uuid.UUID("0c8b4e44-4f5a-5b0c-9a3d-3f0f3d6f7a11")
 EVENT_DOUBLE_BIT = 0x2
 EVENT_XID = 0x8
 EVENT_MIG_CHANGE = 0x100
+DRIVER_EVENTS = {
+    "ecc_single_bit_storm": 0x200, "dram_retirement_failure": 0x800, "non_fatal_poison": 0x1000, "fatal_poison": 0x2000,
+}  # fmt: skip
 EVENT_GPU_UNAVAILABLE = 0x4000
 EVENT_RECOVERY_ACTION = 0x8000
 ATTRIBUTABLE_TO_NOBODY = 0xFFFFFFFF
@@ -504,6 +508,8 @@ class World:
                     events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_XID, data=fault.xid))
                 if self.profile.branch >= 580:
                     events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_GPU_UNAVAILABLE, data=0))
+            elif isinstance(fault, DriverEventFault):
+                events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=DRIVER_EVENTS[fault.event], data=0))
             elif isinstance(fault, EccFault) and fault.type == "uncorrected":
                 events.append(SimEvent(at=fault.at, gpu=fault.gpu, type=EVENT_DOUBLE_BIT, data=0))
             elif isinstance(fault, MigChangeFault):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
 
     from claimscope.export.collect import Collector
+    from claimscope.health.watch import HealthView
     from claimscope.model import Sample, Snapshot
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
 LAYERS: Final = ("device", "edge", "account", "own")
 WEB_FAMILIES: Final = tuple(own.PREFIX + name for name in WEB_NAMES)
 _NOTHING: Final = "the agent has only just started and has nothing to show yet"
+_NO_HEALTH: Final = "nothing is known of the devices' health: --health is off, or NVML has not answered yet"
 
 
 def layer_of(family: str) -> str:
@@ -100,6 +102,7 @@ class _AgentSite(Site):
 
     def __init__(
         self, *, snapshot: Callable[[], Snapshot | None], collector: Collector, readiness: Callable[[], Readiness],
+        health: Callable[[], HealthView | None], health_document: Callable[[], dict[str, object] | None],
         counters: WebCounters, version: str, max_scrapes: int, send_seconds: float,
     ) -> None:
         super().__init__(
@@ -107,6 +110,8 @@ class _AgentSite(Site):
             send_seconds=send_seconds,
         )
         self.snapshot = snapshot
+        self.health = health
+        self.health_document = health_document
         self.collector = collector
         self.metrics = Metrics(collector, counters)
 
@@ -126,6 +131,7 @@ class _AgentSite(Site):
         text = render_page(
             snapshot=snapshot,
             samples=() if snapshot is None else self.collector.collect(snapshot),
+            health=self.health(),
             version=self.version,
             failing=self.failing(),
             refresh=request.query.get("refresh") == "on",
@@ -138,6 +144,14 @@ class _AgentSite(Site):
         if snapshot is None:
             return in_json({"error": _NOTHING}, status=503)
         return in_json(snapshot_document(snapshot))
+
+
+    async def serve_health(self, request: web.Request) -> web.Response:
+        del request
+        found = self.health_document()
+        if found is None:
+            return in_json({"error": _NO_HEALTH}, status=503)
+        return in_json(found)
 
 
 def snapshot_document(snapshot: Snapshot) -> dict[str, object]:
@@ -183,6 +197,8 @@ def make_application(
     collector: Collector,
     readiness: Callable[[], Readiness],
     version: str,
+    health: Callable[[], HealthView | None] = lambda: None,
+    health_document: Callable[[], dict[str, object] | None] = lambda: None,
     counters: WebCounters | None = None,
     middlewares: Sequence[Middleware] = (),
     max_scrapes: int = MAX_SCRAPES,
@@ -193,9 +209,14 @@ def make_application(
         snapshot=snapshot,
         collector=collector,
         readiness=readiness,
+        health=health,
+        health_document=health_document,
         counters=counters if counters is not None else WebCounters(),
         version=version,
         max_scrapes=max_scrapes,
         send_seconds=send_seconds,
     )
-    return assemble(site, {"/": site.serve_page, "/api/v1/snapshot": site.serve_snapshot}, middlewares)
+    pages = {
+        "/": site.serve_page, "/api/v1/snapshot": site.serve_snapshot, "/api/v1/health": site.serve_health,
+    }  # fmt: skip
+    return assemble(site, pages, middlewares)

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from claimscope.health.report import all_findings
+from claimscope.health.rules import RULE_BY_KEY
 from claimscope.web.html import STYLE, cell, content_security_policy, duration_text, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from claimscope.health.model import DeviceHealth, Finding
+    from claimscope.health.watch import HealthView
     from claimscope.model import Hold, Holder, Sample, Snapshot
 
 # Which engine stands for "how busy", best first.
@@ -108,7 +112,47 @@ def _holder_name(holder: Holder) -> str:
     return f"{name} ({holder.container})" if holder.source != "claim" and holder.container else name
 
 
-def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -> list[str]:
+_COLOURS = {"ok": "good", "degraded": "warn", "unhealthy": "bad", "lost": "bad"}
+
+
+def _badge(health: DeviceHealth | None) -> str:
+    if health is None:
+        return '<span class="soft">–</span>'
+    word = health.severity.value
+    return f'<span class="tag {_COLOURS[word]}">{word}</span>'
+
+
+def _finding_row(finding: Finding, names: Mapping[str, str], now_wall_ns: int) -> str:
+    rule = RULE_BY_KEY.get(finding.rule)
+    title = escape(rule.title if rule is not None else finding.rule)
+    if finding.systemic:
+        title += ' <span class="soft">shared by many GPUs: one cause outside of them is likely</span>'
+    evidence = "<br>".join(f"{escape(key)}: {escape(value)}" for key, value in finding.evidence.items())
+    word = finding.severity.value
+    return (
+        "<tr>"
+        + cell(f"{escape(names.get(finding.uuid, 'GPU'))}<br><code>{escape(finding.uuid)}</code>")
+        + cell(f'<span class="tag {_COLOURS[word]}">{word}</span>')
+        + cell(f"{title}<br><code>{escape(finding.rule)}</code> <br>{finding.state.value}")
+        + cell(evidence or '<span class="soft">–</span>')
+        + cell(duration_text(max(0.0, (now_wall_ns - finding.since_wall_ns) / 1e9)), numeric=True)
+        + cell(escape(finding.clears))
+        + "</tr>"
+    )
+
+
+def _findings_section(health: HealthView | None, names: Mapping[str, str], now_wall_ns: int) -> str:
+    """What stands against devices; nothing where nothing does."""
+    found = [] if health is None else all_findings(health)
+    if not found:
+        return ""
+    rows = [_finding_row(finding, names, now_wall_ns) for finding in found]
+    return f"<h2>Findings</h2>{table(_FINDING_COLUMNS, rows, '')}"
+
+
+def _device_rows(
+    snapshot: Snapshot, index: _Index, names: Mapping[str, str], health: Mapping[str, DeviceHealth]
+) -> list[str]:
     inventory = snapshot.inventory
     if inventory is None:
         return []
@@ -144,6 +188,7 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
             f'<tr{" class=part" if device.mig is not None else ""}>'
             + cell(f"{escape(names[uuid])} {escape(model)}<br><code>{escape(uuid)}</code>")
             + cell(status)
+            + cell(_badge(health.get(uuid)))
             + cell(_bar(utilization.get(uuid)))
             + cell(memory, numeric=True)
             + cell(_number(power.get(uuid), "W"), numeric=True)
@@ -155,6 +200,7 @@ def _device_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) ->
         "<tr>"
         + cell(f"<code>{escape(uuid)}</code>")
         + cell(f'<span class="tag bad">lost</span> <span class="soft why">{escape(why)}</span>')
+        + cell(_badge(health.get(uuid)))
         + cell("–") * 5
         + "</tr>"
         for uuid, why in sorted(inventory.lost.items())
@@ -244,8 +290,11 @@ def _holding_rows(snapshot: Snapshot, index: _Index, names: Mapping[str, str]) -
 
 
 _DEVICE_COLUMNS = (
-    ("Device", False), ("Status", False), ("Utilization", False), ("Memory used", True), ("Power", True),
-    ("Temperature", True), ("Held by", False),
+    ("Device", False), ("Status", False), ("Health", False), ("Utilization", False), ("Memory used", True),
+    ("Power", True), ("Temperature", True), ("Held by", False),
+)
+_FINDING_COLUMNS = (
+    ("Device", False), ("Severity", False), ("Finding", False), ("Evidence", False), ("For", True), ("Clears", False),
 )
 _HOLDER_COLUMNS = (
     ("Holder", False), ("Kind", False), ("Used by", False), ("Devices", False), ("Attribution", False),
@@ -265,18 +314,21 @@ def device_names(snapshot: Snapshot) -> dict[str, str]:
 
 
 def render_page(
-    *, snapshot: Snapshot | None, samples: Iterable[Sample], version: str, failing: Sequence[str], refresh: bool
+    *, snapshot: Snapshot | None, samples: Iterable[Sample], version: str, failing: Sequence[str], refresh: bool,
+    health: HealthView | None = None,
 ) -> str:
     """The whole page; `failing` are the readiness checks that do not hold."""
     index = _Index(samples)
     problems = list(failing)
     if snapshot is None:
         node, facts = "", ["The agent has only just started and has nothing to show yet."]
-        devices = holders = ""
+        devices = holders = findings = ""
     else:
         node = snapshot.node
         inventory = snapshot.inventory
         names = device_names(snapshot)
+        judged = health.devices if health is not None else {}
+        findings = _findings_section(health, names, snapshot.wall_ns)
         facts = ["as of " + time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(snapshot.wall_ns / 1e9))]
         if inventory is not None and inventory.driver_version:
             facts.insert(0, f"driver {inventory.driver_version}")
@@ -284,7 +336,8 @@ def render_page(
             problems.append(inventory.error)
         if inventory is not None and inventory.released:
             problems.append("NVML is released on request; no GPU is read until it is taken up again.")
-        devices = table(_DEVICE_COLUMNS, _device_rows(snapshot, index, names), "NVML shows no GPU on this node.")
+        rows = _device_rows(snapshot, index, names, judged)
+        devices = table(_DEVICE_COLUMNS, rows, "NVML shows no GPU on this node.")
         holders = table(
             _HOLDER_COLUMNS,
             _holding_rows(snapshot, index, names),
@@ -296,7 +349,8 @@ def render_page(
         note = f'<div class="card note"><strong class="bad">Not ready</strong><ul>{items}</ul></div>'
     toggle = '<a href="/">stop refreshing</a>' if refresh else '<a href="/?refresh=on">refresh every 5 s</a>'
     body = "" if snapshot is None else (
-        f"<h2>Devices</h2>{devices}<h2>Claims and pods <small>this node's part, since each began</small></h2>{holders}"
+        f"{findings}<h2>Devices</h2>{devices}"
+        f"<h2>Claims and pods <small>this node's part, since each began</small></h2>{holders}"
     )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -305,7 +359,8 @@ def render_page(
         + f"<title>claimscope{' on ' + escape(node) if node else ''}</title>"
         f'<style>{STYLE}</style></head><body><main><header><h1>claimscope</h1><span>{escape(node)}</span>'
         f'<span class="soft">{escape(" · ".join(facts))}</span><nav><a href="/metrics">metrics</a>'
-        '<a href="/readyz">readiness</a><a href="/livez">liveness</a><a href="/api/v1/snapshot">snapshot (JSON)</a>'
+        '<a href="/readyz">readiness</a><a href="/livez">liveness</a><a href="/api/v1/health">health (JSON)</a>'
+        '<a href="/api/v1/snapshot">snapshot (JSON)</a>'
         f"{toggle}</nav></header>{note}{body}"
         f"<footer>claimscope agent {escape(version)} · one row per device and per holder of a device; /metrics has "
         "every figure.</footer></main></body></html>\n"

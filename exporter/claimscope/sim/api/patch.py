@@ -1,7 +1,7 @@
 """What does a patch make of an object, and who manages which of its fields?
 
 Pure functions on decoded JSON. Lists are atomic to server-side apply here, save sets of plain strings named in
-`_SETS`; the real server merges some lists of objects by key.
+`_SETS` and conditions, which are merged by their type; the real server merges some other lists of objects, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Json = dict[str, Any]
 # Parts of metadata that somebody manages; the others belong to the server.
 _MANAGED_METADATA: Final = ("labels", "annotations", "finalizers", "ownerReferences")
 _SETS: Final = {("metadata", "finalizers")}
+_CONDITIONS: Final = ("status", "conditions")  # a map by type; each entry is one leaf here
 
 
 # ---- Merge patch (RFC 7386) and JSON patch (RFC 6902) ------------------------------------------------------------
@@ -131,6 +132,9 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:  # noqa: ANN4
     elif path in _SETS and isinstance(value, list):
         for member in value:
             yield (*path, str(member)), member
+    elif path == _CONDITIONS and isinstance(value, list):
+        for member in value:
+            yield (*path, str(member.get("type", ""))), member
     else:
         yield path, value
 
@@ -141,8 +145,14 @@ def fields_v1(paths: Iterator[Path] | Sequence[Path] | set[Path]) -> Json:
     for path in sorted(paths):
         here = tree
         for at, part in enumerate(path):
-            here = here.setdefault(f'v:"{part}"' if path[:at] in _SETS else f"f:{part}", {})
+            here = here.setdefault(_field(path[:at], part), {})
     return tree
+
+
+def _field(parent: Path, part: str) -> str:
+    if parent == _CONDITIONS:
+        return f'k:{{"type":"{part}"}}'
+    return f'v:"{part}"' if parent in _SETS else f"f:{part}"
 
 
 def paths_of(fields: Mapping[str, Any], path: Path = ()) -> Iterator[Path]:
@@ -150,7 +160,7 @@ def paths_of(fields: Mapping[str, Any], path: Path = ()) -> Iterator[Path]:
     for name, inner in fields.items():
         if name == ".":
             continue
-        part = name[3:-1] if name.startswith('v:"') else name[2:]
+        part = name[11:-2] if name.startswith('k:{"type":"') else name[3:-1] if name.startswith('v:"') else name[2:]
         if inner and set(inner) != {"."}:
             yield from paths_of(inner, (*path, part))
         else:
@@ -263,6 +273,9 @@ def _overlap(one: Path, other: Path) -> bool:
 
 def _set(document: Json, path: Path, value: Any) -> None:  # noqa: ANN401
     here = document
+    if path[:-1] == _CONDITIONS:
+        _set_condition(document, path[-1], value)
+        return
     for part in path[:-1]:
         inner = here.get(part)
         if path[:-1] in _SETS and part == path[-2]:
@@ -276,6 +289,15 @@ def _set(document: Json, path: Path, value: Any) -> None:  # noqa: ANN401
     here[path[-1]] = copy.deepcopy(value)
 
 
+def _set_condition(document: Json, of_type: str, value: Json) -> None:
+    entries = document.setdefault("status", {}).setdefault("conditions", [])
+    for at, entry in enumerate(entries):
+        if entry.get("type") == of_type:
+            entries[at] = copy.deepcopy(value)
+            return
+    entries.append(copy.deepcopy(value))
+
+
 def _drop(document: Json, path: Path) -> None:
     parents: list[tuple[Json, str]] = []
     here: Any = document
@@ -284,7 +306,9 @@ def _drop(document: Json, path: Path) -> None:
             return
         parents.append((here, part))
         here = here[part]
-    if isinstance(here, list):
+    if path[:-1] == _CONDITIONS and isinstance(here, list):
+        here[:] = [entry for entry in here if entry.get("type") != path[-1]]
+    elif isinstance(here, list):
         if path[-1] in here:
             here.remove(path[-1])
     elif isinstance(here, dict):

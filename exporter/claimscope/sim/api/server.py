@@ -72,6 +72,7 @@ class SimApiServer:
         self._open.set()
         self._watches = Watches(self.store, self._open, streaming_lists, bookmark_seconds)
         self._requests: deque[tuple[str, dict[str, str]]] = deque(maxlen=_MAX_REQUESTS)
+        self._writes: deque[str] = deque(maxlen=_MAX_REQUESTS)
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -79,6 +80,11 @@ class SimApiServer:
     def requests(self) -> list[tuple[str, dict[str, str]]]:
         """Path and query of the latest requests."""
         return list(self._requests)
+
+    @property
+    def write_requests(self) -> list[str]:
+        """Method and path of the latest requests that are to change something, refused ones and trials among them."""
+        return list(self._writes)
 
     @property
     def watchers(self) -> int:
@@ -170,6 +176,8 @@ class SimApiServer:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self._requests.append((request.path, dict(request.query)))
+        if request.method != "GET":
+            self._writes.append(f"{request.method} {request.path}")
         if seconds := self._latency.get(request.path):
             await asyncio.sleep(seconds)
         await self._open.wait()

@@ -1,0 +1,258 @@
+"""What is remembered of one device between two looks, and how does a window become a look?"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from claimscope.health.events import Burst
+from claimscope.health.model import DeviceHealth, Finding, Look, RuleState, Severity
+from claimscope.health.readings import (
+    CHOSEN_CLOCKS,
+    MINUTE_DELTAS,
+    MINUTE_INTEGRALS,
+    MINUTE_MEANS,
+    NVLINKS,
+    WINDOW_DELTAS,
+)
+from claimscope.health.rules import On, Rule
+from claimscope.health.thresholds import Thresholds
+from claimscope.health.track import Track
+from claimscope.model import Device, Entity, Window
+
+MINUTE_NS = 60_000_000_000
+_NEARLY_NS = 500_000_000  # windows do not end on the nanosecond
+_GAP_NS = 2 * MINUTE_NS  # a longer minute is none
+_PEER_FRESH_NS = 2 * MINUTE_NS
+
+# Totals of the driver that begin anew with a GPU reset or a driver load and fall at no other time. Handles are also
+# taken anew for other reasons (a change of MIG devices, a restart of the sampler), which must not pass for a reset.
+RESET_PROOF = (
+    "energy", "ecc_volatile_corrected", "ecc_volatile_uncorrected", "pcie_replays", "throttle_sw_power_cap",
+    "throttle_hw_thermal",
+)  # fmt: skip
+
+
+class SlotState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the journal keeps of one device."""
+
+    serial: str = ""
+    pci_bus_id: str = ""
+    parent: str = ""
+    gpu: int = -1
+    model: str = ""
+    session: int = 0
+    epoch: int = 0
+    end_ns: int = 0
+    reset_ns: int | None = None
+    present: bool = False  # was in the inventory since this machine booted
+    proof: dict[str, float] = {}
+    links_seen: list[str] = []
+    bursts: dict[int, list[Burst]] = {}
+    tracks: dict[str, Track] = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One device."""
+
+    device: Device
+    tracks: dict[str, Track]
+    serial: str = ""
+    first_ns: int | None = None  # first window that this process saw
+    window: Window | None = None  # the newest
+    minute: Window | None = None  # the one at which this minute began
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)  # in this minute: value x seconds, seconds
+    session: int = 0
+    epoch: int = 0
+    end_ns: int = 0
+    seen_ns: int = 0  # now_ns of the newest window
+    reset_ns: int | None = None
+    present: bool = False
+    stale: bool = False
+    lost: str | None = None
+    lost_ns: int | None = None  # until when a lost look was judged
+    absent_since_ns: int | None = None
+    proof: dict[str, float] = field(default_factory=dict)
+    links_seen: frozenset[str] = frozenset()
+    bursts: dict[int, tuple[Burst, ...]] = field(default_factory=dict)
+    clock: tuple[float, int] | None = None  # mean SM clock of the last busy minute, and when
+    waiting: set[str] = field(default_factory=set)
+    shown: DeviceHealth | None = None  # as last asked for
+
+    @property
+    def uuid(self) -> str:
+        """Of the device."""
+        return self.device.entity.uuid
+
+    @property
+    def is_mig(self) -> bool:
+        """It is a part of a GPU."""
+        return self.device.entity.parent is not None
+
+
+def new_slot(device: Device, rules: Iterable[Rule]) -> Slot:
+    """A device of which nothing is known yet."""
+    return Slot(device=device, tracks=new_tracks(device, rules), serial=device.identity.get("serial", ""))
+
+
+def new_tracks(device: Device, rules: Iterable[Rule]) -> dict[str, Track]:
+    """Rules that look at readings begin as unknown, those that wait for events as well."""
+    mig = device.entity.parent is not None
+    return {
+        rule.key: Track(state=RuleState.OK if rule.on is On.EVENT else RuleState.UNKNOWN)
+        for rule in rules
+        if rule.on_mig or not mig
+    }
+
+
+def take(slot: Slot, window: Window, now_ns: int) -> tuple[bool, bool]:
+    """Notes a new window's epoch: whether it is the one of before, and whether the device was reset in between."""
+    same = (window.session, window.epoch) == (slot.session, slot.epoch)
+    was_reset = False
+    if not same:
+        proof, raw = slot.proof, window.raw
+        was_reset = any(raw[key] < proof[key] for key in RESET_PROOF if key in proof and key in raw)
+        slot.session, slot.epoch = window.session, window.epoch
+        slot.minute = slot.window = None
+        if was_reset:
+            slot.reset_ns = now_ns
+    slot.proof = {key: window.raw[key] for key in RESET_PROOF if key in window.raw}
+    return same and slot.window is not None, was_reset
+
+
+def window_deltas(window: Window, before: Window) -> dict[str, float]:
+    """What the counters judged in each window rose by. One that fell tells nothing: it began anew or wrapped."""
+    raw, old = window.raw, before.raw
+    return {
+        key: rise
+        for key in WINDOW_DELTAS
+        if key in raw and key in old and key not in window.missing and (rise := raw[key] - old[key]) >= 0.0
+    }
+
+
+def minute_look(slot: Slot, window: Window, look: Look) -> Look | None:
+    """The look at a minute that is over with this window; None while it is not."""
+    begun = slot.minute
+    if not slot.links_seen:  # a link may be lost within the first minute
+        slot.links_seen = frozenset(key for key in NVLINKS if window.last.get(key))
+    if begun is None:
+        slot.minute, slot.sums = window, {}
+        return None
+    length = (window.end_ns - window.start_ns) * 1e-9
+    for key in MINUTE_MEANS:
+        value = window.last.get(key)
+        if value is not None:
+            total, seconds = slot.sums.get(key, (0.0, 0.0))
+            slot.sums[key] = total + value * length, seconds + length
+    elapsed = window.end_ns - begun.end_ns
+    if elapsed < MINUTE_NS - _NEARLY_NS:
+        return None
+    sums, slot.minute, slot.sums = slot.sums, window, {}
+    slot.links_seen |= {key for key in NVLINKS if window.last.get(key)}
+    if elapsed > _GAP_NS:
+        return None
+    deltas: dict[str, float] = {}
+    for new, old, keys in (
+        (window.raw, begun.raw, MINUTE_DELTAS),
+        (window.integral, begun.integral, MINUTE_INTEGRALS),
+    ):
+        for key in keys:
+            # A total stands still while its reading fails, which must not pass for nothing having happened.
+            if key in new and key in old and key not in window.missing and key not in begun.missing:
+                rise = new[key] - old[key]
+                if rise >= 0.0:
+                    deltas[key] = rise
+    for key, (total, seconds) in sums.items():
+        if seconds * 2e9 >= elapsed:  # of less than half the minute nothing is said
+            deltas[key] = total / seconds * elapsed * 1e-9
+    return Look(
+        device=look.device, now_ns=look.now_ns, window=window, deltas=deltas, seconds=elapsed * 1e-9,
+        boot_seconds=look.boot_seconds, driver_seconds=look.driver_seconds, links_seen=slot.links_seen,
+    )  # fmt: skip
+
+
+def with_peers(slot: Slot, look: Look, others: Iterable[Slot], thresholds: Thresholds) -> Look:
+    """The look with the clock of the device's peers, where it works and enough of them do."""
+    seconds, deltas = look.seconds, look.deltas
+    load, hertz = deltas.get("utilization_gpu", 0.0) / seconds, deltas.get("clock_sm")
+    if hertz is None or load < thresholds["clocks_low_load_ratio"]:
+        slot.clock = None
+        return look
+    held_back = any(deltas.get(key, 0.0) / seconds >= thresholds["duty_clean_ratio"] for key in CHOSEN_CLOCKS)
+    slot.clock = None if held_back else (hertz / seconds, look.now_ns)
+    model = slot.device.model
+    clocks = [
+        other.clock[0]
+        for other in others
+        if other is not slot
+        and other.clock is not None
+        and other.device.model == model
+        and look.now_ns - other.clock[1] <= _PEER_FRESH_NS
+    ]
+    if len(clocks) < thresholds["clocks_low_peers"]:
+        return look
+    return Look(
+        device=look.device, now_ns=look.now_ns, window=look.window, deltas=deltas, seconds=seconds,
+        boot_seconds=look.boot_seconds, driver_seconds=look.driver_seconds, links_seen=look.links_seen,
+        peer_clock=statistics.median(clocks),
+    )  # fmt: skip
+
+
+def show(slot: Slot, rules: Mapping[str, Rule]) -> DeviceHealth:
+    """The findings of a device and the worst of them."""
+    findings = tuple(
+        Finding(
+            uuid=slot.uuid, rule=key, severity=track.severity, state=track.state,
+            since_wall_ns=track.since_wall_ns, evidence=dict(track.evidence), clears=rules[key].clears,
+            systemic=track.systemic,
+        )
+        for key, track in slot.tracks.items()
+        if track.stands
+    )  # fmt: skip
+    worst = max((finding.severity for finding in findings), key=lambda one: one.rank, default=Severity.OK)
+    return DeviceHealth(
+        uuid=slot.uuid, severity=worst, findings=findings,
+        states={key: track.state for key, track in slot.tracks.items()},
+        serial=slot.serial, parent=slot.device.entity.parent,
+    )  # fmt: skip
+
+
+def to_state(slot: Slot) -> SlotState:
+    """A copy for the journal."""
+    device = slot.device
+    return SlotState(
+        serial=slot.serial, pci_bus_id=device.pci_bus_id or "", parent=device.entity.parent or "",
+        gpu=device.entity.gpu, model=device.model or "", session=slot.session, epoch=slot.epoch,
+        end_ns=slot.end_ns, reset_ns=slot.reset_ns, present=slot.present, proof=dict(slot.proof),
+        links_seen=sorted(slot.links_seen), bursts={code: list(bursts) for code, bursts in slot.bursts.items()},
+        tracks={key: copy(track) for key, track in slot.tracks.items() if not track.idle},
+    )  # fmt: skip
+
+
+def copy(track: Track) -> Track:
+    """One that does not change with the other; its lists and mappings are replaced and never changed in place."""
+    made: Track = msgspec.structs.replace(track)
+    if track.waiting is not None:
+        made.waiting = msgspec.structs.replace(track.waiting)
+    return made
+
+
+def from_state(uuid: str, state: SlotState, rules: Mapping[str, Rule]) -> Slot:
+    """The device as the journal knows it, until the inventory names it."""
+    device = Device(
+        entity=Entity(uuid=uuid, parent=state.parent or None, gpu=state.gpu),
+        minor=None, pci_bus_id=state.pci_bus_id or None, model=state.model or None,
+    )  # fmt: skip
+    tracks = new_tracks(device, rules.values())
+    tracks.update({key: copy(track) for key, track in state.tracks.items() if key in tracks})
+    return Slot(
+        device=device, tracks=tracks, serial=state.serial, session=state.session, epoch=state.epoch,
+        end_ns=state.end_ns, reset_ns=state.reset_ns, present=state.present, proof=dict(state.proof),
+        links_seen=frozenset(state.links_seen),
+        bursts={code: tuple(bursts) for code, bursts in state.bursts.items()},
+        waiting={key for key, track in tracks.items() if track.waiting is not None},
+    )  # fmt: skip

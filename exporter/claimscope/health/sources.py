@@ -1,0 +1,229 @@
+"""What changes under our hands: the file of thresholds and the kernel log. They are looked at now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from claimscope.health.kmsg import KernelLog, KernelLogCounts, KernelLogError, KernelReport, open_kernel_log
+from claimscope.health.thresholds import ThresholdError, Thresholds
+from claimscope.health.watch import HealthWatch
+from claimscope.metrics.own import own
+from claimscope.model import Sample
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 1 << 20
+FILE_NS = 2_000_000_000  # how often the file of thresholds is looked at
+REOPEN_NS = 60_000_000_000
+_CHUNK_BYTES = 1 << 16
+
+
+class ThresholdsFile:
+    """The numbers of a YAML file. One that cannot be used changes nothing and is said once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._error: str | None = None
+
+    @property
+    def up(self) -> bool:
+        """The numbers in force are those of the file as it is."""
+        return self._error is None
+
+    def poll(self) -> Thresholds | None:
+        """The numbers, where the file has changed since the last look and can be used."""
+        try:
+            found = self._path.stat()
+            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if seen == self._seen:
+                return None
+            text = self._path.read_bytes()
+        except OSError as error:
+            self._seen = None
+            self._say(f"{self._path}: {error.strerror}")
+            return None
+        self._seen = seen
+        try:
+            thresholds = read_thresholds(text, str(self._path))
+        except ThresholdError as error:
+            self._say(str(error))
+            return None
+        logger.info("health thresholds of %s are in force", self._path)
+        self._error = None
+        return thresholds
+
+    def _say(self, error: str) -> None:
+        if error != self._error:
+            logger.error("%s; the thresholds of before stay in force", error)
+        self._error = error
+
+
+def read_thresholds(text: bytes, name: str) -> Thresholds:
+    """The numbers of a YAML text; raises ThresholdError with the line."""
+    if len(text) > MAX_FILE_BYTES:
+        raise ThresholdError(f"{name}: more than {MAX_FILE_BYTES} bytes: this is no file of thresholds")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f"{name}:{mark.line + 1}" if mark is not None else name
+        raise ThresholdError(f"{at}: not YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ThresholdError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        return Thresholds()
+    if not isinstance(root, yaml.MappingNode):
+        raise ThresholdError(f"{name}:{root.start_mark.line + 1}: expected `threshold: number` lines")
+    try:
+        return Thresholds.from_mapping({str(key): value for key, value in values.items()})
+    except ThresholdError as error:
+        lines = (
+            key.start_mark.line + 1
+            for key, _ in root.value
+            if isinstance(key, yaml.ScalarNode) and f"{key.value}: " in str(error)
+        )
+        line = next(lines, root.start_mark.line + 1)
+        raise ThresholdError(f"{name}:{line}: {error}") from error
+
+
+class KernelLogSource:
+    """The kernel log at a path, opened again now and then while it cannot be read."""
+
+    def __init__(self, path: Path, *, after: int | None) -> None:
+        self._path = path
+        self._after = after
+        self._log: KernelLog | None = None
+        self._descriptor: int | None = None
+        self._retry_ns: int | None = None
+        self._error: str | None = None
+        self._before = KernelLogCounts()  # of logs that were closed since
+
+    @property
+    def up(self) -> bool:
+        """It is being read."""
+        return self._log is not None
+
+    @property
+    def sequence(self) -> int | None:
+        """Number of the newest record that was read."""
+        return self._after if self._log is None else self._log.last_sequence
+
+    @property
+    def counts(self) -> KernelLogCounts:
+        """What happened while reading."""
+        before, now = self._before, self._log.counts if self._log is not None else KernelLogCounts()
+        return KernelLogCounts(
+            records=before.records + now.records,
+            overruns=before.overruns + now.overruns,
+            lost_records=before.lost_records + now.lost_records,
+            oversized=before.oversized + now.oversized,
+            malformed=before.malformed + now.malformed,
+            written_by_processes=before.written_by_processes + now.written_by_processes,
+            dropped_reports=before.dropped_reports + now.dropped_reports,
+        )
+
+    def poll(self, *, monotonic_ns: int, wall_ns: int) -> tuple[KernelReport, ...]:
+        """What was logged since the last look."""
+        if self._log is None and (self._retry_ns is None or monotonic_ns >= self._retry_ns):
+            self._retry_ns = monotonic_ns + REOPEN_NS
+            self._open()
+        if self._log is None:
+            return ()
+        reports = self._log.poll(monotonic_ns=monotonic_ns, wall_ns=wall_ns)
+        if self._log.closed is not None:
+            self._say(self._log.closed)
+            self.close()
+        return reports
+
+    def close(self) -> None:
+        """Lets it go."""
+        self._before, self._after = self.counts, self.sequence
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+        self._log = self._descriptor = None
+
+    def _open(self) -> None:
+        try:
+            self._descriptor = open_kernel_log(self._path, from_start=self._after is not None)
+            written_by_us = not stat.S_ISCHR(os.fstat(self._descriptor).st_mode)
+        except KernelLogError as error:
+            self._say(error.strerror or str(error))
+            return
+        if written_by_us:
+            self._log = KernelLog(RecordedLines(self._descriptor).read, after=self._after)
+        else:
+            self._log = KernelLog.of(self._descriptor, after=self._after)
+        if self._error is not None:
+            logger.info("the kernel log %s is read", self._path)
+        self._error = None
+
+    def _say(self, error: str) -> None:
+        if error != self._error:
+            logger.error("the kernel log is not read: %s", error)
+        self._error = error
+
+
+class RecordedLines:
+    """A regular file that grows, one record of a kernel log a line: a recording, or a drill's."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """One record, as the kernel's device gives them; raises BlockingIOError where there is no whole line yet."""
+        line, newline, rest = self._rest.partition(b"\n")
+        if not newline:
+            self._rest += os.read(self._descriptor, _CHUNK_BYTES)
+            line, newline, rest = self._rest.partition(b"\n")
+        if not newline:
+            raise BlockingIOError
+        self._rest = rest
+        return line[:size]
+
+
+class HealthSources:
+    """Both of them, as far as they are configured."""
+
+    def __init__(self, *, thresholds: ThresholdsFile | None = None, kernel_log: KernelLogSource | None = None) -> None:
+        self._thresholds = thresholds
+        self._kernel_log = kernel_log
+        self._looked_ns: int | None = None
+
+    def poll(self, watch: HealthWatch, now_ns: int, wall_ns: int) -> None:
+        """Hands on what is new."""
+        if self._thresholds is not None and (self._looked_ns is None or now_ns - self._looked_ns >= FILE_NS):
+            self._looked_ns = now_ns
+            thresholds = self._thresholds.poll()
+            if thresholds is not None:
+                watch.set_thresholds(thresholds)
+        if self._kernel_log is not None:
+            reports = self._kernel_log.poll(monotonic_ns=now_ns, wall_ns=wall_ns)
+            watch.kernel(reports, self._kernel_log.sequence, now_ns, wall_ns)
+
+    def close(self) -> None:
+        """Lets the kernel log go."""
+        if self._kernel_log is not None:
+            self._kernel_log.close()
+
+    def samples(self) -> Iterable[Sample]:
+        """How they are doing; nothing of what is not configured."""
+        if self._thresholds is not None:
+            yield own("thresholds_up", float(self._thresholds.up))
+        if self._kernel_log is not None:
+            counts = self._kernel_log.counts
+            yield own("kernel_log_up", float(self._kernel_log.up))
+            yield own("kernel_log_records_total", counts.records)
+            yield own("kernel_log_overruns_total", counts.overruns)
+            yield own("kernel_log_lost_records_total", counts.lost_records)
+            yield own("kernel_log_ignored_total", counts.written_by_processes)

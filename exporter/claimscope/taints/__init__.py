@@ -1,0 +1,1 @@
+"""From findings to fences: which devices are tainted, within which budgets, and when a taint is lifted."""

@@ -1,0 +1,298 @@
+"""What do `claimscope taints` and `claimscope explain gpu` read, write and say? They ask the API server themselves.
+
+A command never deletes what is not ours, and deletes rules one by one, each in the version that was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from claimscope.claims.cluster import Cluster
+from claimscope.claims.model import DeviceKey
+from claimscope.config import did_you_mean
+from claimscope.health.rules import RULE_BY_KEY
+from claimscope.kube.api import ApiClient, ApiError, ApiReason, decode, discover
+from claimscope.kube.objects import (
+    RESOURCE_GROUP,
+    DeviceTaintRule,
+    Lease,
+    Node,
+    RawList,
+    ResourceClaim,
+    ResourceSlice,
+)
+from claimscope.taints import conditions, fences
+from claimscope.taints.apply import RuleWriter, Standing, api_time, standing_of
+from claimscope.taints.guard import RULE_VERSIONS, RULES
+from claimscope.taints.inventory import Inventory
+from claimscope.taints.model import MANAGED_BY, ReportedFinding
+from claimscope.taints.notebook import (
+    ACKNOWLEDGE,
+    BREAKER,
+    IGNORE,
+    SHOWN,
+    Ask,
+    Notebook,
+    Shown,
+    annotation_of,
+    paused_by,
+)
+from claimscope.taints.reports import FINDINGS_ANNOTATION, NODE_ANNOTATION, read_findings
+
+_PAGE: Final = "500"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Everything that `taints list` shows."""
+
+    rules: tuple[Standing, ...]
+    paused: str | None
+    shown: Shown | None  # what the controller said last; None: it has said nothing yet
+
+
+async def _list(api: ApiClient, path: str, kind: type, params: Mapping[str, str] | None = None) -> list[object]:
+    found: list[object] = []
+    more: dict[str, str] = {}
+    while True:
+        page = decode(await api.get(path, {**(params or {}), "limit": _PAGE, **more}), RawList, path)
+        found += (decode(item, kind, path) for item in page.items or ())
+        if not page.metadata.continue_:
+            return found
+        more = {"continue": page.metadata.continue_}
+
+
+async def _rules(api: ApiClient) -> tuple[str | None, list[DeviceTaintRule]]:
+    """Rules with our label and the version they are served in; none where the API is not served."""
+    try:
+        version = await discover(api, RESOURCE_GROUP, RULE_VERSIONS, RULES)
+    except ApiError as error:
+        if error.reason is ApiReason.NOT_FOUND:
+            return None, []
+        raise
+    path = f"/apis/{RESOURCE_GROUP}/{version}/{RULES}"
+    listed = await _list(api, path, DeviceTaintRule, {"labelSelector": f"{fences.MANAGED_LABEL}={MANAGED_BY}"})
+    return version, [rule for rule in listed if isinstance(rule, DeviceTaintRule)]
+
+
+def _standing(rules: Iterable[DeviceTaintRule]) -> list[Standing]:
+    return [standing for rule in rules if (standing := standing_of(rule)) is not None]
+
+
+async def overview(api: ApiClient, notebook: Notebook) -> Overview:
+    """What stands and what is held back. Raises ApiError."""
+    _, rules = await _rules(api)
+    notes = await notebook.read()
+    return Overview(rules=tuple(_standing(rules)), paused=paused_by(notes), shown=_shown(notes.get(SHOWN)))
+
+
+def _shown(text: str | None) -> Shown | None:
+    try:
+        return msgspec.json.decode(text, type=Shown) if text else None
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+
+
+_Row = tuple[str, str, str, str, str, str, str, str]
+
+
+def table(found: Overview) -> str:
+    """The overview for people."""
+    lines: list[str] = []
+    if found.paused is not None:
+        lines.append(f"paused by {found.paused}: nothing new is put up")
+    if found.shown is not None:
+        why = f" ({found.shown.why})" if found.shown.why else ""
+        lines.append(f"mode: {found.shown.mode}, configured: {found.shown.configured}{why}")
+        if found.shown.breaker != "closed":
+            lines.append(f"breaker: {found.shown.breaker}")
+    rows: list[_Row] = [("DEVICE", "NODE", "UUID", "SEVERITY", "EFFECT", "SINCE", "RULE", "STATE")]
+    rows += (_row(each) for each in sorted(found.rules, key=lambda each: (each.fence.node, each.fence.device)))
+    for held in found.shown.held if found.shown is not None else ():
+        rows.append((
+            held.device, held.node, held.uuid, held.severity, "-", "-", held.rule, f"held ({held.reason}): {held.text}",
+        ))
+    if len(rows) == 1:
+        return "\n".join([*lines, "no device is tainted by claimscope"])
+    if found.shown is not None and found.shown.held_more:
+        lines.append(f"{found.shown.held_more} more are held back")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join([*lines, *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
+
+
+def _row(each: Standing) -> _Row:
+    fence = each.fence
+    state = "edited by somebody: left alone" if fence.edited else "stands" if each.honoured else "stands, not honoured"
+    return (
+        str(fence.device), fence.node, fence.uuid, fence.severity.value, fence.effect, _since(each), fence.value, state,
+    )
+
+
+def _since(each: Standing) -> str:
+    said, made = each.fence.annotations.get(fences.SINCE, ""), each.fence.created_wall
+    if said.isascii() and said.isdigit() and len(said) < 12:
+        return api_time(float(said))
+    return "-" if made is None else api_time(made)
+
+
+# --- lifting ---
+
+
+async def lift(api: ApiClient, *, names: Iterable[str] = (), all_of_ours: bool = False) -> list[str]:
+    """Deletes rules of ours by name or uuid; with `all_of_ours` takes our conditions from Nodes, too.
+
+    Answers what was done. Raises ApiError; KeyError with a name that is no rule's of ours, and no uuid of one.
+    """
+    version, rules = await _rules(api)
+    wanted = set(names)
+    missing = wanted.difference(*(_names(rule) for rule in rules))
+    if missing:
+        raise KeyError(min(missing))
+    done: list[str] = []
+    for rule in rules:
+        if version is not None and (all_of_ours or not wanted.isdisjoint(_names(rule))):
+            meta, taint = rule.metadata, rule.spec.taint
+            await RuleWriter(api, version).delete(meta.name, meta.uid, meta.resource_version)
+            done.append(f"lifted {meta.name}: {taint.key} of effect {taint.effect} on {_device(rule)}")
+    if all_of_ours:
+        done += [f"took the conditions from node {node}" for node in await _clear_nodes(api)]
+    return done
+
+
+def _names(rule: DeviceTaintRule) -> tuple[str, str]:
+    return rule.metadata.name, (rule.metadata.annotations or {}).get(fences.UUID, "")
+
+
+def _device(rule: DeviceTaintRule) -> str:
+    selector = rule.spec.device_selector
+    parts = () if selector is None else (selector.driver, selector.pool, selector.device)
+    return "/".join(part or "*" for part in parts) or "*"
+
+
+async def _clear_nodes(api: ApiClient) -> list[str]:
+    cleared: list[str] = []
+    for node in await _list(api, "/api/v1/nodes", Node):
+        if isinstance(node, Node) and conditions.present_on(node):
+            await conditions.write(api, node.metadata.name, (), {}, 0.0)
+            cleared.append(node.metadata.name)
+    return cleared
+
+
+def acknowledgement(what: str, *, rule: str, hours: float, author: str, reason: str) -> tuple[str, str]:
+    """The annotation that asks the leader for it. Raises ValueError for what nothing is known of."""
+    if what == BREAKER or what in RULE_BY_KEY:
+        return annotation_of(ACKNOWLEDGE, what), author
+    if rule and rule not in RULE_BY_KEY:
+        raise ValueError(f"--rule: unknown rule `{rule}`: {did_you_mean(rule, tuple(RULE_BY_KEY))}")
+    if "-" not in what:
+        raise ValueError(f"`{what}` is no uuid of a GPU; as a rule: {did_you_mean(what, (*RULE_BY_KEY, BREAKER))}")
+    ask = Ask(author=author, rule=rule, hours=hours, reason=reason)
+    return annotation_of(IGNORE, what), msgspec.json.encode(ask).decode()
+
+
+# --- explain gpu ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuStory:
+    """Everything there is to say of one GPU."""
+
+    uuid: str
+    node: str
+    devices: tuple[DeviceKey, ...]  # as which it is published
+    findings: tuple[ReportedFinding, ...]
+    rules: tuple[Standing, ...]
+    held: tuple[str, ...]  # why a taint that is wanted does not stand
+    holders: tuple[str, ...]  # claims
+    others: tuple[str, ...]  # taints that are not ours
+
+
+async def gpu_story(api: ApiClient, notebook: Notebook, uuid: str) -> GpuStory:
+    """Reads what is known of a GPU, once. Raises ApiError."""
+    cluster, inventory = Cluster(), Inventory()
+    version = await discover(api, RESOURCE_GROUP, RULE_VERSIONS, "resourceslices")
+    base = f"/apis/{RESOURCE_GROUP}/{version}"
+    cluster.sync("resourceslices", await _list(api, f"{base}/resourceslices", ResourceSlice))
+    cluster.sync("resourceclaims", await _list(api, f"{base}/resourceclaims", ResourceClaim))
+    rule_version, labelled = await _rules(api)
+    rules = _standing(labelled)
+    if rule_version is not None:
+        path = f"/apis/{RESOURCE_GROUP}/{rule_version}/{RULES}"
+        cluster.sync("devicetaintrules", await _list(api, path, DeviceTaintRule))
+    inventory.follow(cluster)
+    findings = [finding for finding in await _findings(api, notebook.namespace) if finding.uuid == uuid]
+    sites = sorted({
+        site.device: site for node in {"", *inventory.nodes()} for site in inventory.sites(uuid, node)
+    }.items())
+    devices = tuple(device for device, _ in sites)
+    shown = _shown((await notebook.read()).get(SHOWN))
+    nodes = [*(finding.node for finding in findings), *(site.node for _, site in sites)]
+    return GpuStory(
+        uuid=uuid, node=next((node for node in nodes if node), ""), devices=devices, findings=tuple(findings),
+        rules=tuple(each for each in rules if each.fence.uuid == uuid or each.fence.device in devices),
+        held=tuple(
+            f"{held.rule} ({held.severity}): {held.reason}: {held.text}"
+            for held in (shown.held if shown is not None else ())
+            if held.uuid == uuid or held.device in map(str, devices)
+        ),
+        holders=tuple(
+            f"{held.claim} holds {device}{' for administration' if held.admin else ''}"
+            for device in devices for held in cluster.holdings(device)
+        ),
+        others=_others(cluster, devices, {each.fence.name for each in rules}),
+    )  # fmt: skip
+
+
+def _others(cluster: Cluster, devices: Sequence[DeviceKey], ours: set[str]) -> tuple[str, ...]:
+    return tuple(
+        f"{taint.key}={taint.value}, effect {taint.effect}, on {device}, "
+        f"by {'the driver' if taint.rule is None else f'DeviceTaintRule {taint.rule}'}"
+        for device in devices
+        for taint in cluster.taints(device)
+        if taint.rule not in ours
+    )
+
+
+async def _findings(api: ApiClient, namespace: str) -> list[ReportedFinding]:
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+    found: list[ReportedFinding] = []
+    for lease in await _list(api, path, Lease, {"labelSelector": "app.kubernetes.io/component=agent"}):
+        notes = (lease.metadata.annotations or {}) if isinstance(lease, Lease) else {}
+        if node := notes.get(NODE_ANNOTATION):
+            found += read_findings(node, notes.get(FINDINGS_ANNOTATION)).findings
+    return found
+
+
+def story_words(story: GpuStory) -> str:
+    """Why it is tainted, since when, on what evidence, what would clear it, and who holds it."""
+    if not (story.devices or story.findings or story.rules):
+        return f"{story.uuid}: no slice publishes such a device, and no agent has a finding about it"
+    where = f" on node {story.node}" if story.node else ""
+    published = ", ".join(map(str, story.devices)) or "published by no slice"
+    lines = [f"{story.uuid}{where}: {published}"]
+    for each in story.rules:
+        fence = each.fence
+        kept = "keeps new work away" if fences.blocks(fence.effect) else "is shown, and keeps nobody away"
+        lines.append(f"tainted {fence.key}={fence.value}, effect {fence.effect}: {kept}")
+        lines.append(f"  by DeviceTaintRule {fence.name} since {_since(each)}")
+        if fence.edited:
+            lines.append("  somebody changed this rule, so claimscope leaves it alone")
+    if not story.rules:
+        lines.append("not tainted by claimscope")
+    lines += (f"held back: {each}" for each in story.held)
+    for finding in story.findings:
+        lines.append(f"finding {finding.rule} ({finding.severity.value}) since {api_time(finding.since_wall)}")
+        lines += (f"  {name}: {value}" for name, value in finding.evidence.items())
+        if finding.systemic:
+            lines.append("  many devices have it at once: its cause lies outside of this GPU")
+        if finding.clears:
+            lines.append(f"  cleared by: {finding.clears}")
+    if not story.findings:
+        lines.append("no agent has a finding about it")
+    lines += (f"other taint: {each}" for each in story.others)
+    lines += story.holders or ("no claim holds it",)
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""How far may fencing go on this cluster: is the API there, and is the scheduler safe with it?
+
+kube-scheduler 1.36.0 to 1.36.2 ignores DeviceTaintRules, and exits on the next change of a ResourceSlice as long as
+any rule exists, one of effect None too (kubernetes/kubernetes #139651, fixed in 1.36.3). The scheduler tells nobody
+its version; it is at most one minor version older than the API server, and in nearly every cluster the same release.
+So the API server's version stands for both, and what cannot be read is taken for the worse:
+
+    served        version                     highest mode
+    nothing       any                         observe
+    v1 or v1beta2 1.36.0-1.36.2, or older     observe
+    v1beta2       cannot be read              observe: it may be one of these
+    v1            cannot be read              announce
+    v1 or v1beta2 1.36.3 and newer            enforce
+
+While a cluster is upgraded, its API server may be at 1.37 and its scheduler still at 1.36.2. That cannot be seen from
+here: pause (`claimscope taints pause`) and lift before such an upgrade, or upgrade to 1.36.3 first.
+v1alpha3 (1.33 to 1.35, off by default) is not written: its schedulers know neither effect None nor status.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from claimscope.kube.api import ApiClient, ApiError, ApiReason, discover, server_version
+from claimscope.kube.objects import RESOURCE_GROUP
+from claimscope.taints.model import Mode
+
+RULE_VERSIONS: Final = ("v1", "v1beta2")
+RULES: Final = "devicetaintrules"
+UPSTREAM_ISSUE: Final = "https://github.com/kubernetes/kubernetes/issues/139651"
+
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(-(?:alpha|beta|rc)\.)?")
+_FIXED: Final = (1, 36, 3)
+_RANK: Final = {Mode.OBSERVE: 0, Mode.ANNOUNCE: 1, Mode.ENFORCE: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """The highest mode that is safe, and why no higher one is."""
+
+    mode: Mode
+    version: str | None = None  # in which rules are written; None: in none
+    reason: str = ""  # a word for a label; "" where nothing is lowered
+    text: str = ""  # a sentence for people
+
+    def lowers(self, wanted: Mode) -> bool:
+        """True where the configured mode is not allowed."""
+        return _RANK[wanted] > _RANK[self.mode]
+
+    def limit(self, wanted: Mode) -> Mode:
+        """The configured mode, or the lower one that is allowed."""
+        return self.mode if self.lowers(wanted) else wanted
+
+
+def allowed(git_version: str | None, served: str | None) -> Allowed:
+    """What the API server's version, None where it cannot be read, and the served API version allow."""
+    if served is None:
+        return Allowed(
+            mode=Mode.OBSERVE, reason="api_absent",
+            text="the API server serves devicetaintrules neither as v1 nor as v1beta2: no device is tainted",
+        )
+    number, before_release = _parse(git_version)
+    if number is None:
+        return _unreadable(git_version, served)
+    # A release candidate of the fixed release may have been cut before the fix.
+    if number < _FIXED or (number == _FIXED and before_release):
+        return Allowed(
+            mode=Mode.OBSERVE, version=served, reason="scheduler_bug",
+            text=f"kube-scheduler of Kubernetes {git_version} exits while any DeviceTaintRule exists, so none is "
+            f"written ({UPSTREAM_ISSUE}); upgrade to 1.36.3 or newer",
+        )
+    return Allowed(mode=Mode.ENFORCE, version=served)
+
+
+def _unreadable(git_version: str | None, served: str) -> Allowed:
+    found = "cannot be read" if git_version is None else f"is said to be `{git_version}`"
+    if served == "v1":
+        return Allowed(
+            mode=Mode.ANNOUNCE, version=served, reason="version_unknown",
+            text=f"the Kubernetes version {found}: devices are announced and none is kept from work",
+        )
+    return Allowed(
+        mode=Mode.OBSERVE, version=served, reason="version_unknown",
+        text=f"the Kubernetes version {found}, and with {served} it may be one whose scheduler exits while any "
+        f"DeviceTaintRule exists ({UPSTREAM_ISSUE}): no device is tainted",
+    )
+
+
+def _parse(git_version: str | None) -> tuple[tuple[int, int, int] | None, bool]:
+    found = _VERSION.match(git_version or "")
+    if found is None:
+        return None, False
+    major, minor, patch = found[1], found[2], found[3]
+    return (int(major), int(minor), int(patch or 0)), found[4] is not None
+
+
+async def examine(api: ApiClient) -> Allowed:
+    """Asks the API server. Raises ApiError where it does not answer; being refused the version is an answer."""
+    try:
+        served = await discover(api, RESOURCE_GROUP, RULE_VERSIONS, RULES)
+    except ApiError as error:
+        if error.reason is not ApiReason.NOT_FOUND:
+            raise
+        return allowed(None, None)
+    try:
+        version: str | None = (await server_version(api)).git_version
+    except ApiError as error:
+        if error.reason not in (ApiReason.FORBIDDEN, ApiReason.NOT_FOUND, ApiReason.MALFORMED):
+            raise
+        version = None
+    return allowed(version, served)

@@ -1,0 +1,114 @@
+"""What does one round of fencing look at, and where in the cluster's mirror does it come from?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from claimscope.claims.cluster import Cluster
+from claimscope.claims.model import DeviceKey, StandingTaint
+from claimscope.claims.taints import devices_of_rule, tolerates
+from claimscope.kube.objects import DeviceTaintRule
+from claimscope.taints import fences
+from claimscope.taints.fences import blocks, rules_of
+from claimscope.taints.inventory import Inventory
+from claimscope.taints.model import Fence, Mode, NodeReport
+from claimscope.taints.policy import Override, Pause, Policy, milder
+
+PINNED: Final = "pinned"  # the rule of what a human declared unhealthy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that a round looks at. Nothing in it is changed."""
+
+    now_wall: float
+    policy: Policy
+    reports: Mapping[str, NodeReport]  # by node; also of nodes that have GPUs and no agent
+    inventory: Inventory
+    standing: Mapping[str, Fence] = field(default_factory=dict)  # ours, by name
+    foreign: frozenset[str] = frozenset()  # names of everybody else's rules
+    rules_known: bool = True  # they have been read: one that is missing is not there
+    nodes: Mapping[str, str] = field(default_factory=dict)  # name -> uid
+    nodes_known: bool = True
+    blocked_elsewhere: frozenset[DeviceKey] = frozenset()  # devices that others' taints keep work from
+    ceiling: Mode = Mode.ENFORCE  # what the cluster's API allows at most
+    ceiling_text: str = ""
+    overrides: tuple[Override, ...] = ()  # besides the policy's: `claimscope taints ack`
+    pauses: tuple[Pause, ...] = ()  # besides the policy's: `claimscope taints pause`
+    maintenance: frozenset[str] = frozenset()  # nodes under maintenance: no budget counts them
+    holders: Mapping[DeviceKey, int] = field(default_factory=dict)  # pods that NoExecute would delete; absent: unknown
+    only_node: str = ""  # an agent that writes for itself touches nothing else
+
+    def all_overrides(self) -> Iterable[Override]:
+        """Those that have not ended."""
+        for each in (*self.policy.overrides, *self.overrides):
+            if self.now_wall < each.until.timestamp():
+                yield each
+
+    def pause_of(self, node: str, group: str) -> Pause | None:
+        """What keeps new fences from a node."""
+        for each in (*self.policy.pause, *self.pauses):
+            over = each.until is not None and self.now_wall >= each.until.timestamp()
+            if not over and each.node in ("", node) and each.group in ("", group):
+                return each
+        return None
+
+    def mode_of(self, group: str, rule: str) -> Mode:
+        """How far a rule goes in a group on this cluster."""
+        wanted = Mode.ENFORCE if rule == PINNED else self.policy.mode_of(group, rule)
+        return milder((wanted, self.ceiling))
+
+
+def gather(
+    *, cluster: Cluster, inventory: Inventory, reports: Iterable[NodeReport], standing: Iterable[Fence],
+    policy: Policy, now_wall: float, maintenance: frozenset[str] = frozenset(), only_node: str = "",
+    overrides: tuple[Override, ...] = (), pauses: tuple[Pause, ...] = (), rules_known: bool = True,
+) -> Inputs:
+    """The inputs of a round, as the mirror has them; `standing` are our fences, with what was just written.
+
+    `rules_known` is also true where the API server has no rules at all: then nothing stands.
+    """
+    ours = {fence.name: fence for fence in standing}
+    # A rule of ours that is not among them was deleted just now, and the mirror lags behind.
+    others = [rule for name, rule in cluster.rules.items() if name not in ours and fences.standing(rule) is None]
+    return Inputs(
+        now_wall=now_wall, policy=policy, reports={report.node: report for report in reports}, inventory=inventory,
+        standing=ours, foreign=frozenset(rule.metadata.name for rule in others),
+        rules_known=rules_known,
+        nodes={name: node.metadata.uid for name, node in cluster.nodes.items()},
+        nodes_known="nodes" in cluster.synced,
+        blocked_elsewhere=frozenset(_blocked(cluster, others)),
+        holders=_holders(cluster, policy, ours.values()),
+        maintenance=maintenance, only_node=only_node, overrides=overrides, pauses=pauses,
+    )  # fmt: skip
+
+
+def _blocked(cluster: Cluster, others: Iterable[DeviceTaintRule]) -> Iterator[DeviceKey]:
+    """Devices that others' taints keep work from: drivers' in slices, people's in rules."""
+    for device in cluster.tainted:
+        if any(blocks(taint.effect) for taint in cluster.devices[device].taints):
+            yield device
+    for rule in others:
+        if blocks(rule.spec.taint.effect):
+            yield from devices_of_rule(cluster, rule)
+
+
+def _holders(cluster: Cluster, policy: Policy, standing: Iterable[Fence]) -> dict[DeviceKey, int]:
+    """Pods that would be deleted, of the fences that may come to that."""
+    return {
+        fence.device: _evicted(cluster, fence)
+        for fence in standing
+        if blocks(fence.effect) and any(policy.evicts(rule) for rule in rules_of(fence))
+    }
+
+
+def _evicted(cluster: Cluster, fence: Fence) -> int:
+    taint = StandingTaint(device=fence.device, key=fence.key, value=fence.value, effect="NoExecute")
+    pods: set[str] = set()
+    for holding in cluster.holdings(fence.device):
+        claim = cluster.claims.get(holding.claim)
+        if claim is not None and not tolerates(holding.tolerations, taint):
+            pods.update(consumer.uid for consumer in claim.status.reserved_for or ())
+    return len(pods)

@@ -1,0 +1,111 @@
+"""The types of fencing: what agents report, what policy allows, what is to be written.
+
+Nothing here reads a clock or a connection. Wall times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from claimscope.claims.model import DeviceKey
+from claimscope.health.model import Severity
+
+KEY_DOMAIN = "claimscope.io"
+MANAGED_BY = "claimscope"
+
+
+class Mode(enum.Enum):
+    """How far fencing goes."""
+
+    OBSERVE = "observe"  # metrics only
+    ANNOUNCE = "announce"  # effect None: visible, and the API answers what it would evict
+    ENFORCE = "enforce"  # NoSchedule for unhealthy and lost devices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedFinding:
+    """One finding of an agent, as its Lease tells it."""
+
+    node: str
+    uuid: str
+    serial: str
+    rule: str
+    severity: Severity
+    since_wall: float
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    clears: str = ""
+    systemic: bool = False
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What one agent says, and whether it still speaks."""
+
+    node: str
+    node_uid: str  # for the owner reference; "" where the Node is not known
+    group: str  # of the node-group label; "" where it has none
+    heard_wall: float
+    stale: bool  # its heartbeat is older than the limit: unmonitored, and what stands stays
+    cordoned: bool = False  # a human's, or somebody else's
+    devices: int = 0  # accelerators of the node, for the budgets' denominators
+    findings: tuple[ReportedFinding, ...] = ()
+    partial: bool = False  # some findings were left out or cannot be read: what is not told is not over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """One DeviceTaintRule of ours: as wanted, or as it stands."""
+
+    name: str
+    device: DeviceKey  # all three selector fields are always set
+    key: str  # claimscope.io/degraded, .../unhealthy, .../lost, .../maintenance
+    value: str  # the leading rule
+    effect: str  # "None", "NoSchedule", "NoExecute"
+    uuid: str
+    node: str
+    node_uid: str = ""
+    severity: Severity = Severity.DEGRADED
+    annotations: Mapping[str, str] = field(default_factory=dict)  # evidence, rules, since, boot id
+    created_wall: float | None = None  # of one that stands
+    edited: bool = False  # a human changed it: it is left alone
+
+
+class Do(enum.Enum):
+    """What is done with a fence."""
+
+    CREATE = "create"
+    UPDATE = "update"  # selector, value, effect or annotations
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One write, and why."""
+
+    do: Do
+    fence: Fence
+    reason: str  # one sentence for the log, the Event and `taints list`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A fence that is wanted and not put up, or weaker than wanted, and why."""
+
+    fence: Fence
+    reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused",
+    # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it)
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer of one round."""
+
+    actions: tuple[Action, ...] = ()  # clears first, then by severity and age
+    held: tuple[Held, ...] = ()
+    standing: tuple[Fence, ...] = ()  # as they will be after the actions
+    budgets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # scope -> (used, limit)
+    breaker: str = "closed"  # closed, open, half_open

@@ -1,0 +1,183 @@
+"""What does fencing keep from one leader to the next, and where do people tell it to stop?
+
+In annotations of the controller's Lease: whoever leads has to be able to read and write that anyway. Each write names
+only its own annotations, so that the election, people and fencing do not overwrite each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from claimscope.kube.api import JSON, MERGE_PATCH, ApiClient, ApiError, ApiReason, decode
+from claimscope.kube.objects import Lease
+from claimscope.taints.apply import MANAGER, send
+from claimscope.taints.memory import Ignore, Memory, acknowledged, half_opened, ignoring
+from claimscope.taints.model import KEY_DOMAIN, Held, Mode, Plan
+
+PAUSE: Final = f"{KEY_DOMAIN}/pause"  # whoever paused, and why; any value but "" and "false" pauses
+MEMORY: Final = f"{KEY_DOMAIN}/taint-memory"
+SHOWN: Final = f"{KEY_DOMAIN}/taint-state"  # mode and what is held, for `claimscope taints list`
+ACKNOWLEDGE: Final = f"ack.{KEY_DOMAIN}/"  # + a health rule or "breaker": who did so
+IGNORE: Final = f"ignore.{KEY_DOMAIN}/"  # + uuid: an Ask
+BREAKER: Final = "breaker"
+
+# All annotations of an object may have 256 KiB together (ValidateAnnotations in k8s.io/apimachinery).
+MEMORY_BYTES: Final = 192 * 1024
+
+
+class Notebook:
+    """The annotations of one Lease. Every call raises ApiError."""
+
+    def __init__(self, api: ApiClient, namespace: str, name: str, *, makes: bool = False) -> None:
+        self._api = api
+        self._all = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self.namespace = namespace
+        self._name = name
+        self._makes = makes  # without an election nobody else makes the Lease
+        self._path = f"{self._all}/{name}"
+
+    async def read(self) -> Mapping[str, str]:
+        """All annotations; none where there is no Lease yet."""
+        try:
+            body = await self._api.get(self._path)
+        except ApiError as error:
+            if error.reason is ApiReason.NOT_FOUND:
+                return {}
+            raise
+        return decode(body, Lease, self._path).metadata.annotations or {}
+
+    async def write(self, annotations: Mapping[str, str | None]) -> None:
+        """Sets some annotations, and takes those away that are None."""
+        patch = {"metadata": {"annotations": dict(annotations)}}
+        params = {"fieldManager": MANAGER}
+        try:
+            await send(self._api, "PATCH", self._path, patch, MERGE_PATCH, params)
+        except ApiError as error:
+            if error.reason is not ApiReason.NOT_FOUND or not self._makes:
+                raise
+            await send(self._api, "POST", self._all, self._object(annotations), JSON, params)
+
+    def _object(self, annotations: Mapping[str, str | None]) -> dict[str, Any]:
+        kept = {name: text for name, text in annotations.items() if text is not None}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"namespace": self.namespace, "name": self._name, "annotations": kept},
+            "spec": {},
+        }
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What somebody asks for on the command line."""
+
+    author: str
+    rule: str = ""  # "": every one
+    hours: float = 24.0
+    reason: str = ""
+
+
+_SECONDS_MAX: Final = 30 * 86400.0
+_NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def annotation_of(prefix: str, name: str) -> str:
+    """Where something is asked for; raises ValueError for what cannot be the name of an annotation."""
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(f"`{name}` is no uuid or rule")
+    return prefix + name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What people have asked for since the last round; the annotations go once it is done."""
+
+    annotations: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    breaker: bool = False
+    ignores: tuple[Ignore, ...] = ()
+
+    def on(self, memory: Memory, now_wall: float) -> Memory:
+        """The memory with all of it."""
+        after = acknowledged(memory, self.rules) if self.rules else memory
+        after = half_opened(after, now_wall) if self.breaker else after
+        return ignoring(after, self.ignores) if self.ignores else after
+
+
+def asked_of(annotations: Mapping[str, str], now_wall: float) -> Asked:
+    """Everything that is asked for; what cannot be read is taken away as well."""
+    names: list[str] = []
+    rules: list[str] = []
+    ignores: list[Ignore] = []
+    for name, text in sorted(annotations.items()):
+        if name.startswith(ACKNOWLEDGE):
+            names.append(name)
+            rules.append(name.removeprefix(ACKNOWLEDGE))
+        elif name.startswith(IGNORE):
+            names.append(name)
+            try:
+                ask = msgspec.json.decode(text, type=Ask)
+            except (msgspec.MsgspecError, UnicodeError):
+                continue
+            until = now_wall + min(max(ask.hours, 0.0) * 3600, _SECONDS_MAX)
+            ignores.append(Ignore(
+                uuid=name.removeprefix(IGNORE), rule=ask.rule, until_wall=until, author=ask.author, reason=ask.reason,
+            ))
+    return Asked(
+        annotations=tuple(names), rules=tuple(rule for rule in rules if rule != BREAKER), breaker=BREAKER in rules,
+        ignores=tuple(ignores),
+    )
+
+
+class HeldShown(msgspec.Struct, frozen=True):
+    """One taint that is held back."""
+
+    device: str
+    node: str
+    uuid: str
+    severity: str
+    rule: str
+    reason: str
+    text: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What the command line shows beside the rules themselves."""
+
+    mode: str
+    configured: str
+    why: str = ""
+    breaker: str = "closed"
+    held: tuple[HeldShown, ...] = ()
+    held_more: int = 0
+
+
+_HELD_MAX: Final = 50
+
+
+def shown(mode: Mode, configured: Mode, why: str, plan: Plan) -> str:
+    """As text for the Lease."""
+    held = list({(each.fence.name, each.reason): each for each in plan.held}.values())
+    return msgspec.json.encode(Shown(
+        mode=mode.value, configured=configured.value, why=why if mode is not configured else "",
+        breaker=plan.breaker, held=tuple(_held(each) for each in held[:_HELD_MAX]),
+        held_more=max(len(held) - _HELD_MAX, 0),
+    )).decode()
+
+
+def _held(held: Held) -> HeldShown:
+    fence = held.fence
+    return HeldShown(
+        device=str(fence.device), node=fence.node, uuid=fence.uuid, severity=fence.severity.value, rule=fence.value,
+        reason=held.reason, text=held.text[:300],
+    )
+
+
+def paused_by(annotations: Mapping[str, str]) -> str | None:
+    """Who paused fencing, and why; None while nobody has."""
+    text = annotations.get(PAUSE, "")
+    return None if text in ("", "false") else text

@@ -1,0 +1,324 @@
+"""How much may be fenced at once and how fast: budgets, rate, cap, one cause for many nodes, and the breaker."""
+
+from __future__ import annotations
+
+import pytest
+
+from claimscope.claims.model import DeviceKey
+from claimscope.health.model import Severity
+from claimscope.kube.objects import ResourceClaim
+from claimscope.taints import budget
+from claimscope.taints.memory import CLOSED, HALF_OPEN, OPEN, Blocked, Breaker, Memory, acknowledged, half_opened
+from claimscope.taints.plan import gather
+from claimscope.taints.policy import BreakerPolicy, Systemic
+from inventory_objects import a_rule, make
+from taints_help import DRIVER, START, World, a_finding, gpu
+
+LOST, UNHEALTHY, DEGRADED = Severity.LOST, Severity.UNHEALTHY, Severity.DEGRADED
+LONG_AGO = START - 86400
+FREE = "mode: enforce\nrate: {share: 1}\nbreaker: {share: 1}\n"  # only what a test is about bounds anything
+
+
+def reasons(world: World) -> list[str]:
+    return sorted(each.reason for each in world.last.held)
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "expected"), [(0, 0.5, 0), (1, 0.1, 1), (8, 0.5, 4), (80, 0.1, 8), (10, 0.3, 3), (8, 0.0, 1)]
+)
+def test_a_budget_is_one_gpu_at_least_where_there_are_any(total: int, share: float, expected: int) -> None:
+    assert budget.allowed(total, share) == expected
+
+
+def test_rules_that_infer_take_half_a_node_and_the_drivers_word_is_not_bounded() -> None:
+    world = World(FREE + "budgets: {fleet_share: 1, group_share: 1}")
+    world.find(*(a_finding(gpu(1, index), "thermal_shutdown", since=LONG_AGO + index) for index in range(6)))
+    world.round()
+    assert world.blocked() == {gpu(1, index) for index in range(4)}
+    assert [(each.fence.uuid, each.reason) for each in world.last.held] == [
+        (gpu(1, 4), "budget_node"), (gpu(1, 5), "budget_node"),
+    ]
+    assert world.last.held[0].text == "4 of at most 4 GPUs of node n1 are kept from work"
+    assert "gpu-5@n1 unhealthy=thermal_shutdown:None" in world.taints()
+    world.find(a_finding(gpu(1, 7), "recovery_action", since=LONG_AGO))
+    assert world.round(5) == ["create gpu-7@n1 unhealthy=recovery_action:NoSchedule"]
+
+
+def test_what_a_budget_refused_is_served_as_soon_as_there_is_room_worst_first() -> None:
+    world = World(FREE + "budgets: {fleet_share: 0.02}", nodes=10)  # one GPU of 80
+    world.find(a_finding(gpu(1, 0), since=LONG_AGO))
+    world.round()
+    world.find(
+        a_finding(gpu(2, 0), since=LONG_AGO - 9), a_finding(gpu(3, 0), "reset_failed", since=LONG_AGO),
+        a_finding(gpu(4, 0), "gpu_lost", LOST, since=LONG_AGO),
+    )
+    assert world.round(5) == [
+        "create gpu-0@n4 lost=gpu_lost:None", "create gpu-0@n2 unhealthy=xid_fatal:None",
+        "create gpu-0@n3 unhealthy=reset_failed:None",
+    ]
+    assert reasons(world) == ["budget_fleet"] * 3
+    world.clear(gpu(1, 0))
+    assert world.round(5) == [
+        "delete gpu-0@n1 unhealthy=xid_fatal:NoSchedule", "update gpu-0@n4 lost=gpu_lost:NoSchedule",
+    ]
+    assert world.last.budgets["fleet"] == (1.0, 1.0)
+
+
+def test_the_group_has_a_budget_of_its_own() -> None:
+    world = World(FREE + "budgets: {group_share: 0.125, fleet_share: 1}", nodes=4)
+    world.groups = {"n0": "h100", "n1": "h100"}
+    rules = ("reset_failed", "reset_required", "reset_failed", "reset_required")
+    world.find(*(a_finding(gpu(node, 0), rules[node], since=START + node) for node in range(4)))
+    world.find(a_finding(gpu(1, 1), "gpu_lost", LOST))
+    world.round()
+    assert world.blocked() == {gpu(0, 0), gpu(1, 1), gpu(2, 0), gpu(3, 0)}
+    assert reasons(world) == ["budget_group"]
+    assert world.last.budgets["group/h100"] == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("whose", ["driver", "cordon", "human"])
+def test_what_others_keep_from_work_counts(whose: str) -> None:
+    world = World(FREE + "budgets: {fleet_share: 0.1}", nodes=10)  # 8 of 80
+    names = {f"gpu-{index}": gpu(9, index) for index in range(8)}
+    if whose == "driver":
+        taint = [{"key": "gpu.nvidia.com/xid", "effect": "NoSchedule"}]
+        world.publish(9, names, taints=dict.fromkeys(names, taint))
+    elif whose == "cordon":
+        world.cordoned = {"n9"}
+    else:
+        world.put(a_rule("mine", {"driver": DRIVER, "pool": "n9"}, effect="NoExecute"))
+    world.find(a_finding(gpu(1, 0)), a_finding(gpu(9, 0)))
+    world.round()
+    assert world.blocked() == {gpu(9, 0)}  # it is kept from work already: one fence more costs nothing
+    assert reasons(world) == ["budget_fleet"]
+    assert world.last.budgets["fleet"] == (8.0, 8.0)
+
+
+def test_a_taint_that_blocks_nobody_does_not_count() -> None:
+    world = World(FREE + "budgets: {fleet_share: 0.1}", nodes=1)
+    world.publish(0, {f"gpu-{index}": gpu(0, index) for index in range(8)},
+                  taints={"gpu-1": [{"key": "gpu.nvidia.com/xid", "effect": "None"}]})
+    world.find(a_finding(gpu(0, 0)))
+    world.round()
+    assert world.blocked() == {gpu(0, 0)}
+
+
+def test_nodes_under_maintenance_leave_the_budgets_and_get_no_new_fences() -> None:
+    world = World(FREE + "budgets: {fleet_share: 0.1}", nodes=10)
+    world.cordoned = {"n9"}
+    world.options = {"maintenance": frozenset({"n9"})}
+    world.find(a_finding(gpu(1, 0)), a_finding(gpu(9, 0)))
+    world.round()
+    assert world.blocked() == {gpu(1, 0)}
+    assert world.held() == [(gpu(9, 0), "paused")] * 2  # neither blocking nor announced
+    assert world.last.budgets["fleet"] == (1.0, 7.0)
+
+
+def test_standing_fences_stay_when_a_budget_shrinks() -> None:
+    world = World(FREE + "budgets: {fleet_share: 1, group_share: 1}", nodes=2)
+    world.find(*(a_finding(gpu(0, index)) for index in range(3)))
+    world.round()
+    smaller = World("mode: enforce\nbudgets: {fleet_share: 0}")
+    world.policy = smaller.policy
+    assert world.round(5) == []
+    assert len(world.blocked()) == 3
+
+
+def test_the_rate_lets_three_through_in_ten_minutes_and_a_failed_write_costs_nothing_more() -> None:
+    world = World("mode: enforce\nbudgets: {fleet_share: 1, group_share: 1}")
+    world.find(*(a_finding(gpu(1, index), since=LONG_AGO + index) for index in range(5)))
+    world.think()
+    world.round(5)
+    assert world.blocked() == {gpu(1, 0), gpu(1, 1), gpu(1, 2)}
+    assert world.memory.blocked == tuple(Blocked(gpu=gpu(1, index), wall=START) for index in range(3))
+    assert reasons(world) == ["rate", "rate"]
+    assert world.last.budgets["rate"] == (3.0, 3.0)
+    assert world.round(590) == []
+    assert world.round(10) == [
+        "update gpu-3@n1 unhealthy=xid_fatal:NoSchedule", "update gpu-4@n1 unhealthy=xid_fatal:NoSchedule",
+    ]
+
+
+def test_the_cap_bounds_rules_of_any_effect() -> None:
+    world = World("mode: enforce\ncap: 2")
+    world.find(a_finding(gpu(1, 0)), *(
+        a_finding(gpu(2, index), "pcie_width", DEGRADED, since=START + index) for index in range(2)
+    ))
+    world.round()
+    assert world.taints() == ["gpu-0@n1 unhealthy=xid_fatal:NoSchedule", "gpu-0@n2 degraded=pcie_width:None"]
+    assert world.held() == [(gpu(2, 1), "cap")]
+    world.clear(gpu(1, 0))
+    assert world.round(5) == [
+        "delete gpu-0@n1 unhealthy=xid_fatal:NoSchedule", "create gpu-1@n2 degraded=pcie_width:None",
+    ]
+
+
+# --- one cause for many nodes ---
+
+
+def test_one_rule_on_five_nodes_within_ten_minutes_fences_no_more_until_acknowledged() -> None:
+    world = World(FREE, nodes=100)
+    for node in range(4):
+        world.find(a_finding(gpu(node, 0), since=START))
+    world.round()
+    assert len(world.blocked()) == 4
+    world.find(a_finding(gpu(4, 0), since=START + 300), a_finding(gpu(9, 0), "reset_failed"))
+    assert world.round(300) == [
+        "create gpu-0@n9 unhealthy=reset_failed:NoSchedule", "create gpu-0@n4 unhealthy=xid_fatal:None",
+    ]
+    assert [(each.fence.uuid, each.reason, each.text) for each in world.last.held] == [
+        (gpu(4, 0), "systemic", "xid_fatal stands on 5 nodes: one cause outside of them; acknowledge to go on"),
+    ]
+    assert world.round(86400) == []  # time alone ends no hold
+    world.memory = acknowledged(world.memory, ["xid_fatal"])
+    assert world.round(5) == ["update gpu-0@n4 unhealthy=xid_fatal:NoSchedule"]
+
+
+def test_a_hold_is_about_the_rules_that_would_block() -> None:
+    world = World(FREE + "rules: {reset_failed: {mode: announce}}", nodes=100)
+    world.find(*(a_finding(gpu(node, 0)) for node in range(5)), a_finding(gpu(0, 0), "reset_failed"))
+    world.find(a_finding(gpu(1, 0), "gpu_missing"))
+    world.round()
+    assert world.blocked() == {gpu(1, 0)}  # the same severity, for a reason that is not held
+
+
+def test_a_hold_ends_when_the_rule_stands_on_few_nodes() -> None:
+    world = World(FREE, nodes=100)
+    world.find(*(a_finding(gpu(node, 0)) for node in range(5)))
+    world.round()
+    assert world.blocked() == set()
+    world.clear(gpu(0, 0))
+    world.round(5)
+    assert world.blocked() == {gpu(node, 0) for node in range(1, 5)}
+
+
+def test_slow_accumulation_is_no_common_cause() -> None:
+    world = World(FREE, nodes=100)
+    for node in range(8):
+        world.find(a_finding(gpu(node, 0), since=world.now))
+        world.round(200)
+    assert len(world.blocked()) == 8
+
+
+def test_findings_that_stood_before_this_controller_are_no_news() -> None:
+    world = World(FREE, nodes=100)
+    world.find(*(a_finding(gpu(node, 0), since=START - 900) for node in range(6)))
+    world.round()
+    assert len(world.blocked()) == 6
+
+
+def test_findings_that_the_agent_calls_systemic_fence_nothing_and_lift_what_stood() -> None:
+    world = World(FREE)
+    world.find(a_finding(gpu(1, 0), "thermal_shutdown"))
+    world.round()
+    world.clear(gpu(1, 0))
+    world.find(a_finding(gpu(1, 0), "thermal_shutdown", systemic=True))
+    assert world.round(5) == ["delete gpu-0@n1 unhealthy=thermal_shutdown:NoSchedule"]
+    assert world.held() == [(gpu(1, 0), "systemic")]
+
+
+def test_findings_that_the_agent_calls_systemic_are_no_cause_to_hold_others() -> None:
+    world = World(FREE)
+    world.find(*(a_finding(gpu(node, 0), "thermal_shutdown", systemic=True) for node in range(5)))
+    world.find(a_finding(gpu(6, 0), "thermal_shutdown"))
+    world.round()
+    assert world.blocked() == {gpu(6, 0)}
+
+
+@pytest.mark.parametrize(("nodes", "lately", "expected"), [
+    (10, 2, False), (10, 3, True), (80, 3, False), (80, 4, True), (5000, 4, False), (5000, 5, True),
+])  # fmt: skip
+def test_five_nodes_or_five_percent_but_three_at_least(nodes: int, lately: int, expected: bool) -> None:
+    seen = {"xid_fatal": {f"n{node}": START for node in range(lately)}}
+    held = budget.systemic_holds(Memory(), seen, seen, Systemic(), nodes=nodes, now_wall=START + 10)
+    assert (held == {"xid_fatal": START + 10}) is expected
+
+
+# --- the breaker ---
+
+
+@pytest.mark.parametrize(
+    ("before", "demand", "seconds", "expected"),
+    [
+        (Breaker(), 8, 0, Breaker()),
+        (Breaker(), 9, 0, Breaker(state=OPEN, since_wall=START, demand=9)),
+        (Breaker(state=OPEN, since_wall=START, demand=9), 0, 1799, Breaker(state=OPEN, since_wall=START, demand=9)),
+        (Breaker(state=OPEN, since_wall=START, demand=9), 7, 1800,
+         Breaker(state=HALF_OPEN, since_wall=START + 1800, demand=7)),
+        (Breaker(state=HALF_OPEN, since_wall=START, demand=20), 20, 60,
+         Breaker(state=HALF_OPEN, since_wall=START, demand=20)),
+        (Breaker(state=HALF_OPEN, since_wall=START, demand=20), 21, 60,
+         Breaker(state=OPEN, since_wall=START + 60, demand=21)),
+        (Breaker(state=HALF_OPEN, since_wall=START, demand=20), 8, 599,
+         Breaker(state=HALF_OPEN, since_wall=START, demand=20)),
+        (Breaker(state=HALF_OPEN, since_wall=START, demand=20), 8, 600, Breaker(since_wall=START + 600)),
+    ],
+)  # fmt: skip
+def test_the_breaker(before: Breaker, demand: int, seconds: float, expected: Breaker) -> None:
+    after = budget.step(
+        before, BreakerPolicy(), demand=demand, fleet=80, window=600, now_wall=START + seconds
+    )
+    assert after == expected
+
+
+def test_an_open_breaker_lifts_announces_and_opens_a_quarter_after_half_an_hour() -> None:
+    world = World("mode: enforce\nbudgets: {fleet_share: 1, group_share: 1}\nrate: {least: 8, share: 0}", nodes=10)
+    world.find(a_finding(gpu(0, 0), "gpu_lost", LOST))
+    world.round()
+    world.clear(gpu(0, 0))
+    rules = ("xid_fatal", "reset_failed", "gpu_missing")
+    world.find(*(a_finding(gpu(1, index), rules[index % 3], since=START + index) for index in range(8)))
+    assert world.last.breaker == CLOSED
+    actions = world.round(5)
+    assert actions[0] == "delete gpu-0@n0 lost=gpu_lost:NoSchedule"
+    assert world.last.breaker == OPEN  # 8 and the one fenced lately
+    assert world.blocked() == set()
+    assert set(reasons(world)) == {"breaker"}
+    assert len(world.taints()) == 8
+    assert world.round(1799) == []
+    world.round(1)
+    assert world.last.breaker == HALF_OPEN
+    assert world.blocked() == {gpu(1, 0), gpu(1, 1)}
+    world.clear(gpu(1, 0))
+    assert world.round(601)[0] == "delete gpu-0@n1 unhealthy=xid_fatal:NoSchedule"
+    assert world.last.breaker == CLOSED
+
+
+def test_a_human_may_half_open_the_breaker() -> None:
+    world = World("mode: enforce\nbudgets: {fleet_share: 1, group_share: 1}\nbreaker: {least: 1, share: 0}", nodes=3)
+    world.find(a_finding(gpu(1, 0)), a_finding(gpu(1, 1)))
+    world.round()
+    assert world.blocked() == set()
+    world.memory = half_opened(world.memory, world.now)
+    world.round(1)
+    assert world.blocked() == {gpu(1, 0)}
+
+
+def test_a_fleet_of_unknown_size_is_an_open_breaker() -> None:
+    world = World(FREE)
+    world.cluster.synced.discard("resourceslices")
+    world.find(a_finding(gpu(1, 0)))
+    world.round()
+    assert world.blocked() == set()
+    assert (world.last.breaker, reasons(world)) == (OPEN, ["breaker"])
+    world.cluster.synced.add("resourceslices")
+    assert world.round(5) == ["update gpu-0@n1 unhealthy=xid_fatal:NoSchedule"]
+
+
+@pytest.mark.parametrize(("tolerations", "expected"), [([], 2), ([{"operator": "Exists"}], 0)])
+def test_pods_are_counted_that_would_be_deleted(tolerations: list[dict[str, str]], expected: int) -> None:
+    world = World("mode: enforce\nrules: {gpu_lost: {no_execute: true}}")
+    world.find(a_finding(gpu(1, 0), "gpu_lost", LOST), a_finding(gpu(2, 0)))
+    world.round()
+    result = {"request": "gpu", "driver": DRIVER, "pool": "n1", "device": "gpu-0", "tolerations": tolerations}
+    pods = [{"resource": "pods", "name": name, "uid": f"uid-{name}"} for name in ("a", "b")]
+    claim = make(
+        ResourceClaim, metadata={"namespace": "a", "name": "c", "uid": "u"}, spec={"devices": {"requests": []}},
+        status={"allocation": {"devices": {"results": [result]}}, "reservedFor": pods},
+    )
+    world.cluster.apply("resourceclaims", claim, True)
+    inputs = gather(
+        cluster=world.cluster, inventory=world.inventory, reports=world.reports(),
+        standing=world.standing().values(), policy=world.policy, now_wall=world.now,
+    )
+    assert inputs.holders == {DeviceKey(DRIVER, "n1", "gpu-0"): expected}
