@@ -47,7 +47,7 @@ def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProce
     ("arguments", "environment", "expected"),
     [
         (["agent", "--smulate", "h100x8"], {}, "No such option '--smulate'. Did you mean '--simulate'?"),
-        (["agnt"], {}, "No such command 'agnt'. Did you mean 'agent'?"),
+        (["agen"], {}, "No such command 'agen'. Did you mean 'agent'?"),
         (["agent", "--simulate", "h100x9"], {}, "--simulate: unknown value `h100x9`: did you mean `h100x8`?"),
         (["demo", "--profile", "b200"], {}, "--profile: unknown value `b200`: did you mean `b200x8`?"),
         (

@@ -187,11 +187,13 @@ def test_a_uuid_that_a_complete_pool_lacks_is_lifted_and_held() -> None:
     assert world.round(5) == ["create gpu-1@n1 unhealthy=xid_fatal:NoSchedule"]
 
 
-def test_another_gpu_under_the_name_is_freed_though_the_pool_is_not_complete() -> None:
+def test_another_gpu_under_the_name_is_freed_as_soon_as_the_pool_is_published_whole() -> None:
     world = a_world()
     world.find(a_finding(SICK))
     world.round()
     world.publish(1, {"gpu-3": gpu(1, 5)}, count=2)
+    assert world.round(5) == []  # while a pool is rewritten, what it was stands
+    world.publish(1, {"gpu-3": gpu(1, 5)})
     assert world.round(5) == ["delete gpu-3@n1 unhealthy=xid_fatal:NoSchedule"]
 
 
