@@ -130,11 +130,13 @@ class _Leadership:
         if not self.complete:
             patient = (now_ns - self.began_ns) / 1e9 < PATIENCE_SECONDS
             self.complete = all(_settled(kind, self.statuses[kind.name], patient=patient) for kind in self.kinds)
-            if self.complete:
-                # What has been read now will mostly stay: the cyclic collector need not walk it again and again.
-                gc.collect()
-                gc.freeze()
         return self.complete
+
+    def keep(self) -> None:
+        """Once everything is shown: it will mostly stay, so the cyclic collector need not walk it again and again."""
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
     def can_fence(self) -> bool:
         """True while everything that fencing decides on is known as it is now."""
@@ -221,6 +223,7 @@ class _Controller:
         leadership, self.lost = self.lost or self._begin(before), None
         self.leadership = leadership
         self._news.set()
+        gc.disable()  # until all has been read and shown once, at the latest after PATIENCE_SECONDS: all of it stays
         try:
             async with asyncio.TaskGroup() as tasks:
                 for kind in leadership.kinds:
@@ -230,6 +233,7 @@ class _Controller:
             self.leadership, self.lost = None, leadership
             self.snapshot = self._standby()
             self._news.set()
+            gc.enable()
             gc.unfreeze()
 
     def _drop_lost(self) -> None:
@@ -303,6 +307,8 @@ class _Controller:
         made = await leadership.engine.publish(complete=leadership.settled(self.clock.monotonic_ns()))
         if self.leadership is not leadership:  # lost while selectors were evaluated
             return self._standby()
+        if made.complete:
+            leadership.keep()
         own_samples = (*self._own(leadership), *made.own, *leadership.fencing.own_samples())
         fencing = leadership.fencing.samples() if made.complete else ()
         return ClusterSnapshot(
