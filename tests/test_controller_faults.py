@@ -154,7 +154,7 @@ async def test_a_kind_that_is_not_served_is_no_fault(tmp_path: Path) -> None:
 
 async def test_errors_of_the_server_are_waited_out(tmp_path: Path) -> None:
     async with serving() as server:
-        server.fail(CLAIMS, HttpFault(status=500), HttpFault(status=429, headers={"Retry-After": "1"}))
+        server.fail(CLAIMS, HttpFault(status=500), HttpFault(status=429, headers={"Retry-After": "4"}))
         server.fail("/api/v1/pods", HttpFault(status=200, body=b'{"type":"ADDED","object":{"metad'))
         server.delay("/api/v1/nodes", 0.5)
         async with alone(tmp_path, server) as controller:
