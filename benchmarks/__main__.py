@@ -15,7 +15,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-NAMES = ("sampler_cpu", "tick_lateness", "render", "scrape", "memory", "controller_scale", "health_soak")
+NAMES = (
+    "sampler_cpu", "tick_lateness", "render", "scrape", "memory", "controller_scale", "fence_latency", "fence_scale",
+    "health_soak",
+)  # fmt: skip
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(r"(?P<name>[a-z][a-z0-9_]*) (?P<value>[-+0-9.e]+) (?P<unit>\S*) ?(?P<bound>[<>]=[0-9.e-]+)?\s*")
 

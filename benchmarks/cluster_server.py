@@ -1,7 +1,8 @@
 """The API server of a large simulated cluster, as a process of its own: `python -m benchmarks.cluster_server`.
 
 Prints its URL, then obeys lines on standard input: `churn RATE SECONDS` changes claims and pods at that rate and adds
-a claim `bench/marker-N` each second, printing `marker N MONOTONIC` the moment it is written, and `done N` at the end.
+a claim `bench/marker-N` each second, printing `marker N MONOTONIC` the moment it is written, and `done N` at the end;
+`requests` prints how many there were so far, as JSON: bearer token, verb and resource -> number.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import asyncio
 import gc
 import sys
 import time
+from collections import Counter
 from itertools import groupby
 
+import msgspec
+
+from claimscope.sim.api.access import Asked, User
 from claimscope.sim.api.kinds import ALL_KINDS, RESOURCE_CLAIMS
 from claimscope.sim.api.server import SimApiServer
 from claimscope.sim.load import churn, generate
@@ -58,17 +63,39 @@ async def change(server: SimApiServer, claims: int, nodes: int, rate: int, secon
     return written
 
 
+class Requests:
+    """Who asks for what, how often; everything is allowed."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def __call__(self, user: User, asked: Asked) -> bool:
+        """A right of the server's, which is asked once for each request."""
+        self._counts[f"{user.name} {asked.verb} {asked.resource}"] += 1
+        return True
+
+    def text(self) -> str:
+        """One line."""
+        return msgspec.json.encode(self._counts).decode()
+
+
 async def main(claims: int, nodes: int) -> None:
     """Loads, serves and obeys until standard input ends."""
-    server = SimApiServer(ALL_KINDS, max_history=100_000)
+    requests = Requests()
+    server = SimApiServer(ALL_KINDS, max_history=100_000, rule=requests)
     for kind, group in groupby(generate(claims, nodes), key=lambda pair: pair[0]):
         server.load(kind, (obj for _, obj in group))
     gc.collect()
     gc.freeze()
     say(await server.start())
     while line := await asyncio.to_thread(sys.stdin.readline):
-        _, rate, seconds = line.split()
-        say(f"done {await change(server, claims, nodes, int(rate), int(seconds))}")
+        match line.split():
+            case ["requests"]:
+                say(requests.text())
+            case ["churn", rate, seconds]:
+                say(f"done {await change(server, claims, nodes, int(rate), int(seconds))}")
+            case _:
+                raise SystemExit(f"cluster_server: {line.strip()!r} is neither `requests` nor `churn RATE SECONDS`")
     await server.stop()
 
 

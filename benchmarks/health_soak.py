@@ -1,121 +1,208 @@
-"""Does a healthy week raise a finding, what does judging it cost, and how soon is an XID a finding?
+"""Does a healthy fleet raise a finding or a fence in a simulated week, and what does judging it cost?
 
-The week is that of a simulated node whose pods come and go: every window is read through the sampler's own readers from
-the simulated library, with the clock stretched, and judged by all rules. The latency is that of real agents, from the
-moment at which the driver reports the XID to the first scrape that shows the finding.
+Six nodes of different kinds, one process each (soak_node.py), go through a week; what their agents would write into
+their Leases is then handed, in the order of time, to the controller's own decisions in mode enforce with the default
+budgets. A seventh node, which does fail, shows that a fence would be seen.
+
+`python -m benchmarks.health_soak DAYS NODE...` plays less.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import os
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
-from claimscope.sim.stretched import stretched_node
+import msgspec
+from benchmarks.soak_node import CONTROL, DAY, KINDS
 
-DAY = 86_400.0
+from claimscope.claims.cluster import Cluster
+from claimscope.health.report import FINDINGS_ANNOTATION
+from claimscope.kube.objects import Lease, Node, ResourceSlice
+from claimscope.sim.objects import node_object
+from claimscope.sim.profiles import profile_named
+from claimscope.sim.scenario import Scenario
+from claimscope.sim.world import make_world
+from claimscope.taints.fences import blocks
+from claimscope.taints.inputs import gather
+from claimscope.taints.inventory import Inventory
+from claimscope.taints.memory import Memory
+from claimscope.taints.model import Do, Fence, Held, Mode
+from claimscope.taints.plan import plan
+from claimscope.taints.policy import Policy
+from claimscope.taints.reports import NODE_ANNOTATION, Reports
+
 WEEK_DAYS = 7.0
-WINDOW_SECONDS = 15.0  # the agent's are a second long
-XIDS, XID_EVERY = 60, 0.73
-LATENCY_BOUND_SECONDS = 2.0
+CONTROL_DAYS = 0.02
+ROUND_SECONDS = 300.0
+WALL = 1_700_000_000.0
 
 
-def week(days: float) -> dict[str, float]:
-    """Judges so many days of a healthy node, whose pods come and go."""
-    spent = 0.0
-    with stretched_node("h100x8", window_seconds=WINDOW_SECONDS) as node:
-        devices = len(node.readers)
-        steps = round(days * DAY / WINDOW_SECONDS)
-        for _ in range(steps):
-            windows = node.windows()
-            begun = time.process_time()
-            node.judge(windows)
-            shown = node.watch.view()
-            spent += time.process_time() - begun
-    unknown = {
-        rule for health in shown.devices.values() for rule, state in health.states.items() if state.value == "unknown"
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What one node's agent said, and what that cost."""
+
+    node: str
+    changes: tuple[tuple[float, str | None], ...]  # seconds, text of the annotation; None: nobody writes
+    costs: dict[str, Any]
+
+    @property
+    def findings(self) -> set[tuple[str, str]]:
+        """(uuid, rule) of all there were."""
+        texts = [text for _, text in self.changes if text is not None]
+        return {(one["uuid"], one["rule"]) for text in texts for one in json.loads(text)["findings"]}
+
+
+def of_node(node: str, text: str) -> str:
+    """Nodes of one profile are simulated with the same UUIDs."""
+    return text.replace("GPU-", f"GPU-{node}-").replace("MIG-", f"MIG-{node}-")
+
+
+def listen(node: str, days: float) -> Told:
+    """Plays a node in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak_node", node, str(days)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    *lines, costs = map(json.loads, done.stdout.splitlines())
+    changes = [(line["at"], None if line["findings"] is None else of_node(node, line["findings"])) for line in lines]
+    return Told(node=node, changes=tuple(changes), costs=costs)
+
+
+@dataclass(slots=True)
+class Fencing:
+    """The controller's decisions, round by round."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+    inventory: Inventory = field(default_factory=Inventory)
+    reports: Reports = field(default_factory=Reports)
+    policy: Policy = field(default_factory=lambda: Policy(mode=Mode.ENFORCE))
+    memory: Memory = field(default_factory=Memory)
+    standing: dict[str, Fence] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    effects: Counter[str] = field(default_factory=Counter)  # of fences that were put up
+    held: set[tuple[str, str, str]] = field(default_factory=set)  # (node, rule, why)
+
+    def begin(self, profiles: dict[str, str]) -> None:
+        """Takes nodes (name -> profile) and their slices."""
+        nodes, slices = [], []
+        for name, profile in profiles.items():
+            labels = {"nvidia.com/gpu.product": profile_named(profile).model.replace(" ", "-")}
+            nodes.append(msgspec.convert(node_object(name, origin=WALL, labels=labels, devices={}), Node))
+            world = make_world(profile, Scenario())
+            slices += [
+                msgspec.json.decode(of_node(name, json.dumps(each)), type=ResourceSlice) for each in world.slices(name)
+            ]
+        self.cluster.sync("nodes", nodes)
+        self.cluster.sync("resourceslices", slices)
+        self.cluster.sync("devicetaintrules", [])
+
+    def hear(self, node: str, at: float, text: str) -> None:
+        """An agent's Lease."""
+        annotations = {NODE_ANNOTATION: node, FINDINGS_ANNOTATION: text}
+        self.leases[node] = msgspec.convert({
+            "metadata": {"name": f"claimscope-agent-{node}", "namespace": "claimscope", "annotations": annotations},
+            "spec": {"renewTime": str(at)},
+        }, Lease)
+
+    def round(self, at: float) -> None:
+        """One round; what it decides on is taken as written."""
+        now_ns, wall = round(at * 1e9), WALL + at
+        self.inventory.follow(self.cluster)
+        self.reports.follow(self.leases.values(), now_ns)
+        reports = self.reports.by_node(
+            self.cluster.nodes, self.inventory, group_label=self.policy.node_group_label,
+            stale_seconds=self.policy.stale_seconds, now_ns=now_ns, now_wall=wall,
+        )
+        inputs = gather(
+            cluster=self.cluster, inventory=self.inventory, reports=reports.values(), policy=self.policy,
+            now_wall=wall, standing=self.standing.values(),
+        )
+        decided, self.memory = plan(inputs, self.memory)
+        for action in decided.actions:
+            self._written(action.do, action.fence)
+        self.held |= {_why(held) for held in decided.held}
+
+    def _written(self, do: Do, fence: Fence) -> None:
+        before = self.standing.pop(fence.name, None)
+        if do is Do.DELETE:
+            return
+        self.standing[fence.name] = fence
+        if before is None or before.effect != fence.effect:
+            self.effects["blocking" if blocks(fence.effect) else "announced"] += 1
+
+
+def _why(held: Held) -> tuple[str, str, str]:
+    return held.fence.node, held.fence.value, held.reason
+
+
+def moments(told: list[Told], days: float) -> Iterator[tuple[float, str, str | None]]:
+    """(seconds, node, text) in the order of time; "" for the node is a round."""
+    rounds = [(number * ROUND_SECONDS, "", None) for number in range(1, round(days * DAY / ROUND_SECONDS) + 1)]
+    yield from sorted(
+        [*((at, each.node, text) for each in told for at, text in each.changes), *rounds], key=lambda one: one[:2]
+    )
+
+
+def fence(told: list[Told], days: float) -> Fencing:
+    """Hands everything that was told to the controller's decisions."""
+    fencing = Fencing()
+    fencing.begin({each.node: (KINDS.get(each.node) or CONTROL).profile for each in told})
+    said: dict[str, str | None] = {}
+    for at, node, text in moments(told, days):
+        if node:
+            said[node] = text
+        for name, present in said.items():
+            if present is not None:
+                fencing.hear(name, at, present)
+        fencing.round(at)
+    return fencing
+
+
+def soak(days: float, nodes: Sequence[str]) -> dict[str, float]:
+    """Plays these nodes; two processes at once where there are two cores."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        told = list(pool.map(lambda node: listen(node, days), nodes))
+        sick = listen("sick", CONTROL_DAYS)
+    fencing, control = fence(told, days), fence([sick], CONTROL_DAYS)
+    found = Counter(rule for each in told for _, rule in each.findings)
+    for rule, count in sorted(found.items()):
+        sys.stdout.write(f"{count} findings of rule {rule}\n")
+    for node, rule, why in sorted(fencing.held):
+        sys.stdout.write(f"held on {node}: {rule} ({why})\n")
+    unknown = sorted({rule for each in told for rule in each.costs["unknown"]})
     if unknown:
-        sys.stdout.write(f"not judged for want of readings: {', '.join(sorted(unknown))}\n")
+        sys.stdout.write(f"not judged for want of readings: {', '.join(unknown)}\n")
+    judging = sum(each.costs["judging_seconds"] for each in told)
+    per_window = judging / sum(each.costs["windows"] for each in told)
     return {
-        "health_soak_device_days": devices * days,
-        "health_soak_findings": float(sum(shown.began.values())),
-        "health_soak_cpu_per_window_us": spent / (devices * steps) * 1e6,
-        "health_soak_cpu_per_device_day_s": spent / (devices * steps) * DAY,
+        "health_soak_gpu_days": sum(each.costs["gpus"] for each in told) * days,
+        "health_soak_blocking_fences": float(fencing.effects["blocking"]),
+        "health_soak_announced_fences": float(fencing.effects["announced"]),
+        "health_soak_findings": float(sum(found.values())),
+        "health_soak_control_blocking_fences": float(control.effects["blocking"]),
+        "health_soak_cpu_per_window_us": per_window * 1e6,
+        "health_soak_cpu_per_device_day_s": per_window * DAY,  # of windows of a second
     }
-
-
-def latency() -> dict[str, float]:
-    """Seconds from an XID to the scrape that shows its finding, over agents of eight GPUs each."""
-    seconds: list[float] = []
-    while len(seconds) < XIDS:
-        seconds += _latencies()
-    seconds.sort()
-    return {
-        "xid_to_finding_p50_s": seconds[len(seconds) // 2],
-        "xid_to_finding_p99_s": seconds[min(len(seconds) - 1, len(seconds) * 99 // 100)],
-    }
-
-
-def _latencies() -> list[float]:
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        at = {gpu: 5.0 + gpu * XID_EVERY for gpu in range(8)}
-        faults = [{"kind": "xid", "at": seconds, "gpu": gpu, "code": 79} for gpu, seconds in at.items()]
-        (place / "scenario.yaml").write_text(json.dumps({"faults": faults}))
-        began_ns = time.monotonic_ns()
-        command = [
-            sys.executable, "-m", "claimscope", "agent", "--simulate", "h100x8", "--scenario",
-            str(place / "scenario.yaml"), "--simulation-start-monotonic-ns", str(began_ns), "--web-listen-address",
-            "127.0.0.1:0", "--state-file", "", "--control-socket", "", "--node-name", "bench",
-        ]  # fmt: skip
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as agent:
-            try:
-                return _watch(agent, {gpu: began_ns / 1e9 + seconds for gpu, seconds in at.items()})
-            finally:
-                agent.terminate()
-
-
-def _watch(agent: subprocess.Popen[str], due: dict[int, float]) -> list[float]:
-    assert agent.stderr is not None
-    url = next(line.split("serving on ")[1].split()[0] for line in agent.stderr if "serving on " in line)
-    threading.Thread(target=agent.stderr.read, daemon=True).start()  # an agent that cannot log would stand still
-    found: dict[int, float] = {}
-    pause = threading.Event()
-    while len(found) < len(due) and time.monotonic() < max(due.values()) + 10:
-        try:
-            with urllib.request.urlopen(url + "/metrics", timeout=5) as reply:
-                text = reply.read().decode()
-        except urllib.error.URLError:
-            text = ""
-        now = time.monotonic()
-        for gpu in due.keys() - found.keys():
-            if f'gpu="{gpu}",rule="xid_lost"' in text:
-                found[gpu] = now - due[gpu]
-        pause.wait(0.02)
-    if len(found) < len(due):
-        raise SystemExit(f"no finding for XIDs on GPUs {sorted(due.keys() - found.keys())}")
-    return list(found.values())
 
 
 UNITS = {
-    "health_soak_device_days": ("days", ""),
-    "health_soak_findings": ("findings", "<=0"),
+    "health_soak_gpu_days": ("days", ""),
+    "health_soak_blocking_fences": ("", "<=0"),
+    "health_soak_announced_fences": ("", "<=0"),
+    "health_soak_findings": ("", "<=0"),
+    "health_soak_control_blocking_fences": ("", ">=1"),
     "health_soak_cpu_per_window_us": ("us", ""),
     "health_soak_cpu_per_device_day_s": ("s", "<=60"),
-    "xid_to_finding_p50_s": ("s", ""),
-    "xid_to_finding_p99_s": ("s", f"<={LATENCY_BOUND_SECONDS:g}"),
 }
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)  # a finding is told in words
-    for name, value in {**week(float(sys.argv[1]) if len(sys.argv) > 1 else WEEK_DAYS), **latency()}.items():
+    days = float(sys.argv[1]) if len(sys.argv) > 1 else WEEK_DAYS
+    for name, value in soak(days, sys.argv[2:] or tuple(KINDS)).items():
         unit, bound = UNITS[name]
-        sys.stdout.write(f"{name} {value:.4g} {unit} {bound}\n")
+        sys.stdout.write(f"{name} {value:.4g} {unit} {bound}".rstrip() + "\n")

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import permissions
+
 from claimscope import config
 from claimscope.export import docs
 from claimscope.health import document as health
+from claimscope.sim import drills
+from claimscope.taints import document as policy
 
 
 def _metrics() -> str:
     return docs.markdown(docs.all_families(), docs.QUANTITIES)
 
 
-PAGES = {"configuration.md": config.document, "health.md": health.document, "metrics.md": _metrics}
+PAGES = {
+    "configuration.md": config.document,
+    "health.md": health.document,
+    "metrics.md": _metrics,
+    "permissions.md": permissions.document,
+    "simulator.md": drills.document,
+    "taint-policy.md": policy.document,
+}
 
 
 def main() -> None:

@@ -75,6 +75,27 @@ class Gpu:
             self.missing[key] = reason
 
 
+    def window(self, session: int, now_ns: int, wall_ns: int, length: float) -> Window:
+        """What the sampler says at the end of so many seconds."""
+        for key, rate in self.rate.items():
+            self.raw[key] = self.raw.get(key, 0.0) + rate * length
+        for key, value in self.last.items():
+            if key.startswith(("utilization_", "clock_event_")):  # the gauges that the sampler integrates
+                self.integral[key] = self.integral.get(key, 0.0) + value * length
+        return Window(
+            entity=self.uuid, session=session, epoch=self.epoch, start_ns=now_ns - round(length * 1e9),
+            end_ns=now_ns, end_wall_ns=wall_ns, ticks=10, last=dict(self.last), text=dict(self.text),
+            raw=dict(self.raw), integral=dict(self.integral), missing=dict(self.missing), processes=self.processes,
+        )  # fmt: skip
+
+    def reset(self) -> None:
+        """Handles are taken anew and the driver's totals begin at 0."""
+        self.epoch += 1
+        self.integral = {}
+        self.raw = {key: 0.0 if key != "remapped_rows_uncorrected" else value for key, value in self.raw.items()}
+        self.last["row_remap_pending"] = 0.0
+
+
 def gpu_device(index: int, **changes: object) -> Device:
     """A GPU of eight."""
     device = Device(
@@ -130,24 +151,14 @@ class Bench:
             self.seconds += window
             for gpu in self.gpus:
                 if not gpu.silent and gpu.uuid not in self.lost:
-                    self.engine.observe(self._window(gpu, window), gpu.device, self.now_ns, self.wall_ns)
+                    made = gpu.window(self.session, self.now_ns, self.wall_ns, window)
+                    self.engine.observe(made, gpu.device, self.now_ns, self.wall_ns)
             self.engine.tick(self.now_ns, self.wall_ns)
 
     def skip(self, seconds: float) -> None:
         """Time that nobody watches."""
         self.seconds += seconds
 
-    def _window(self, gpu: Gpu, length: float) -> Window:
-        for key, rate in gpu.rate.items():
-            gpu.raw[key] = gpu.raw.get(key, 0.0) + rate * length
-        for key, value in gpu.last.items():
-            if key.startswith(("utilization_", "clock_event_")):  # the gauges that the sampler integrates
-                gpu.integral[key] = gpu.integral.get(key, 0.0) + value * length
-        return Window(
-            entity=gpu.uuid, session=self.session, epoch=gpu.epoch, start_ns=round((self.seconds - length) * 1e9),
-            end_ns=self.now_ns, end_wall_ns=self.wall_ns, ticks=10, last=dict(gpu.last), text=dict(gpu.text),
-            raw=dict(gpu.raw), integral=dict(gpu.integral), missing=dict(gpu.missing), processes=gpu.processes,
-        )  # fmt: skip
 
     def xid(
         self, code: int, gpu: int = 0, *, kind: str = "xid", decoded: Verdict | None = None, **evidence: str
@@ -157,12 +168,8 @@ class Bench:
         self.engine.event(event, evidence, self.now_ns, self.wall_ns, decoded=decoded)
 
     def reset(self, gpu: int = 0) -> None:
-        """The GPU is reset: handles are taken anew and the driver's totals begin at 0."""
-        one = self.gpus[gpu]
-        one.epoch += 1
-        one.integral = {}
-        one.raw = {key: 0.0 if key != "remapped_rows_uncorrected" else value for key, value in one.raw.items()}
-        one.last["row_remap_pending"] = 0.0
+        """The GPU is reset."""
+        self.gpus[gpu].reset()
 
     def restart(self, *, boot_id: str | None = None, at: float | None = None) -> None:
         """The agent ends and another one reads its journal."""

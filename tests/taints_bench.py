@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ RULES = "/apis/resource.k8s.io/v1/devicetaintrules"
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/claimscope/leases/claimscope-controller"
 MIRRORED = ("leases", "nodes", "resourceslices", "resourceclaims", "deviceclasses", "devicetaintrules")
 _STRUCTS = {kind.name: kind.kind for kind in watched_kinds("claimscope")}
+_KEEP = {kind.name: kind.keep for kind in watched_kinds("claimscope")}
 
 
 
@@ -53,10 +54,11 @@ class Leader:
     """One replica's fencing and its own mirror of the cluster."""
 
     def __init__(
-        self, server: SimApiServer, clock: ManualClock, mode: Mode, *, identity: str = "one", policy: Path | None = None
+        self, server: SimApiServer, clock: ManualClock, mode: Mode, *, identity: str = "one",
+        policy: Path | None = None, api: ApiClient | None = None,
     ) -> None:
         self.server = server
-        self.api = ApiClient(OpenAccess(server.url))
+        self.api = ApiClient(OpenAccess(server.url)) if api is None else api
         self.cluster = Cluster()
         self.leads = True
         self.policies = PolicySource(policy, mode)
@@ -67,18 +69,18 @@ class Leader:
             notes_seconds=0.0,
         )
 
-    def see(self) -> None:
-        """What the watches bring."""
+    def see(self, *, without: str = "") -> None:
+        """What the watches bring; one kind may not have been read yet."""
         kinds = {kind.plural: kind for kind in self.server.store.kinds}
         for name in MIRRORED:
             kind = kinds.get(name)
-            if kind is None:
+            if kind is None or name == without:
                 continue
             stored = self.server.store.table(kind).objects.values()
             found = [msgspec.json.decode(each.body(kind), type=_STRUCTS[name]) for each in stored]
             if name == "leases":
                 found = [lease for lease in found if "app.kubernetes.io/component" in (lease.metadata.labels or {})]
-            self.cluster.sync(name, found)
+            self.cluster.sync(name, [each for each in found if _KEEP[name](each)])
 
     async def round(self) -> None:
         """Looks, and does one round."""
@@ -104,8 +106,8 @@ class Bench:
         self.leaders: list[Leader] = []
         self.leader = self.another("one")
 
-    def another(self, identity: str) -> Leader:
-        made = Leader(self.server, self.clock, self.mode, identity=identity, policy=self.policy)
+    def another(self, identity: str, api: ApiClient | None = None) -> Leader:
+        made = Leader(self.server, self.clock, self.mode, identity=identity, policy=self.policy, api=api)
         self.leaders.append(made)
         return made
 
@@ -124,10 +126,30 @@ class Bench:
             "spec": {"holderIdentity": node, "renewTime": f"2026-11-21T11:00:00.{int(wall) % 1000000:06d}Z"},
         })
 
+    async def all_say(self, findings: Mapping[str, Iterable[Json]] | None = None) -> None:
+        """Every node's agent writes its Lease: these findings, and none where a node is not named."""
+        for node in self.nodes():
+            await self.says(node, *(findings or {}).get(node, ()))
+
+    def nodes(self) -> list[str]:
+        """The names of all Nodes."""
+        return [name for _, name in self.server.store.table(NODES).objects]
+
+    def objects(self, kind: Kind) -> list[Json]:
+        """All objects of a kind."""
+        return [json.loads(each.body(kind)) for each in self.server.store.table(kind).objects.values()]
+
     def rules(self) -> dict[str, Json]:
         """All rules there are, by name."""
-        stored = self.server.store.table(DEVICE_TAINT_RULES).objects
-        return {name: json.loads(each.body(DEVICE_TAINT_RULES)) for (_, name), each in stored.items()}
+        return {each["metadata"]["name"]: each for each in self.objects(DEVICE_TAINT_RULES)}
+
+    def rule(self, device: str, node: str = "node-1") -> Json:
+        """The one rule about a device."""
+        (found,) = (
+            each for each in self.objects(DEVICE_TAINT_RULES)
+            if (each["spec"]["deviceSelector"]["pool"], each["spec"]["deviceSelector"]["device"]) == (node, device)
+        )
+        return found
 
     def effects(self) -> dict[str, str]:
         """Device, with its node where that is not the first one -> key without our domain, and effect."""
@@ -183,7 +205,8 @@ async def serving(
         for node in range(1, nodes + 1):
             ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
             await server.put(NODES, {
-                "metadata": {"name": f"node-{node}", "uid": f"uid-node-{node}"}, "status": {"conditions": [ready]},
+                "metadata": {"name": f"node-{node}", "uid": f"uid-node-{node}"}, "spec": {},
+                "status": {"conditions": [ready]},
             })
             await bench.says(f"node-{node}")
         for each in fleet(nodes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,11 +12,12 @@ import msgspec
 from claimscope.claims.cluster import Cluster
 from claimscope.health.model import Severity
 from claimscope.kube.objects import DeviceTaintRule, Node
-from claimscope.taints import fences
+from claimscope.sim.api.patch import json_patched
+from claimscope.taints import apply_nodes, fences
 from claimscope.taints.apply import rule_object
 from claimscope.taints.inventory import Inventory
 from claimscope.taints.memory import Memory, decode, encode
-from claimscope.taints.model import Action, Do, Fence, NodeReport, Plan, ReportedFinding
+from claimscope.taints.model import Action, Do, Fence, NodeAction, NodeReport, Plan, ReportedFinding
 from claimscope.taints.plan import gather, plan
 from claimscope.taints.policy import Policy, read_policy
 from inventory_objects import a_device, a_slice, make
@@ -57,6 +59,10 @@ class World:
         self.groups: dict[str, str] = {}
         self.options: dict[str, Any] = {}  # of gather
         self.extra: dict[str, Any] = {}  # of Inputs
+        self.machines: dict[str, dict[str, Any]] = {}  # Nodes as the API server has them
+        self.plugin: dict[str, tuple[int, int]] = {}  # node -> GPUs that its device plugin offers, and has withdrawn
+        self.unsettled: dict[str, str] = {}
+        self.answers = True  # the cluster says of each rule what it does
         self.last = Plan()
         for kind in ("resourceslices", "devicetaintrules", "nodes", "resourceclaims"):
             self.cluster.sync(kind, [])
@@ -67,8 +73,15 @@ class World:
     # --- what happens ---
 
     def node(self, name: str, uid: str = "", *, present: bool = True) -> None:
-        obj = make(Node, metadata={"name": name, "uid": uid or f"uid-{name}"})
-        self.cluster.apply("nodes", obj, present)
+        self.machines[name] = {"metadata": {"name": name, "uid": uid or f"uid-{name}"}, "spec": {}}
+        self.cluster.apply("nodes", make(Node, **self.machines[name]), present)
+
+    def tainted(self, name: str, *taints: str) -> None:
+        """Somebody's hand on the taints of a Node: "key=value:effect"; the record of ours stays."""
+        self.machines[name]["spec"]["taints"] = [
+            dict(zip(("key", "value", "effect"), re.split("[=:]", taint), strict=True)) for taint in taints
+        ]
+        self.cluster.apply("nodes", make(Node, **self.machines[name]), True)
 
     def publish(
         self, node: int, devices: Mapping[str, str], *, parts: Mapping[str, tuple[str, str]] | None = None,
@@ -118,7 +131,9 @@ class World:
             NodeReport(
                 node=node, node_uid=f"uid-{node}", group=self.groups.get(node, ""), heard_wall=self.now,
                 stale=node in self.stale, partial=node in self.partial, cordoned=node in self.cordoned,
-                devices=self.inventory.gpus_of(node), findings=tuple(found),
+                devices=max(self.inventory.gpus_of(node), self.plugin.get(node, (0, 0))[0]), findings=tuple(found),
+                plugin_devices=self.plugin.get(node, (0, 0))[0], plugin_withdrawn=self.plugin.get(node, (0, 0))[1],
+                unsettled=self.unsettled.get(node, ""),
             )
             for node, found in self.found.items()
         ]
@@ -143,13 +158,35 @@ class World:
         """A round; answers its actions in short."""
         for action in self.think(seconds).actions:
             self._apply(action)
+        for change in self.last.nodes:
+            self._taint(change)
         return told(self.last.actions)
+
+    def _taint(self, action: NodeAction) -> None:
+        before = self.machines[action.node]
+        self.machines[action.node] = json_patched(before, apply_nodes.patch_of(before, action.after))
+        self.cluster.apply("nodes", make(Node, **self.machines[action.node]), True)
+
+    def on_nodes(self) -> dict[str, list[str]]:
+        """Taints of every Node that has some: "unhealthy=xid_fatal:NoSchedule"."""
+        return {
+            name: [
+                f"{each['key'].removeprefix('claimscope.io/')}={each['value']}:{each['effect']}"
+                for each in node["spec"]["taints"]
+            ]
+            for name, node in self.machines.items() if node["spec"].get("taints")
+        }
 
     def _apply(self, action: Action) -> None:
         name = action.fence.name
         assert (action.do is Do.CREATE) == (name not in self.cluster.rules)
         document = rule_object(action.fence, "v1")
         document["metadata"]["uid"] = f"uid-{name}-{self.now}"
+        if self.answers:  # as the eviction controller does
+            reason = {"None": "NoEffect", "NoSchedule": "OtherEffect"}.get(action.fence.effect, "NotStarted")
+            document["status"] = {
+                "conditions": [{"type": "EvictionInProgress", "status": "False", "reason": reason}]
+            }
         rule = msgspec.convert(document, DeviceTaintRule)
         self.cluster.apply(
             "devicetaintrules", self.cluster.rules[name] if action.do is Do.DELETE else rule, action.do is not Do.DELETE

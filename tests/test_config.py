@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claimscope import config
-from claimscope.config import Config, ConfigError, ControllerConfig, build, from_environment, from_file, from_flags
+from claimscope.config import Config, ControllerConfig, build, from_environment, from_file, from_flags
+from claimscope.yamlfile import ConfigError
 
 ROOT = Path(__file__).parent.parent
 

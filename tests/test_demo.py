@@ -14,15 +14,20 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+import taints_bench
 from claimscope import demo
 from claimscope.agent import run as run_agent
 from claimscope.claims.drift import DEVICES_ANNOTATION, DevicesEntry
 from claimscope.clock import SystemClock
-from claimscope.config import Config
+from claimscope.config import PROFILES, Config
 from claimscope.model import Device, Entity, Inventory, Snapshot, Window
 from claimscope.node import device_entries
+from claimscope.sim import layout
 from claimscope.sim.api.kinds import LEASES
 from claimscope.sim.cluster import SimulatedCluster
+from claimscope.sim.profiles import profile_named
+from claimscope.sim.scenario import check_scenario, decode_scenario
+from claimscope.taints.model import Mode
 from simulated_reasons import REASONS
 
 
@@ -55,6 +60,30 @@ def test_the_profile_is_that_of_the_first_node() -> None:
     assert demo.nodes_of("b200x8") == (
         ("demo-node-1", "b200x8"), ("demo-node-2", "h100x8"), ("demo-node-3", "a100x8-mig"),
     )
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_the_demo_plays_can_be_played_on_every_profile(profile: str) -> None:
+    scenario = decode_scenario(demo.scenario_of(profile))
+    check_scenario(scenario, profile_named(profile), layout.FUNCTIONS)
+    assert [type(fault).__name__ for fault in scenario.faults] == ["XidFault", "RecoveryActionFault"]
+
+
+async def test_the_demo_shows_the_first_taint_and_how_to_ask_about_it() -> None:
+    lines: list[str] = []
+    async with taints_bench.serving(Mode.ANNOUNCE) as bench:
+        await bench.says("node-1", taints_bench.finding("GPU-1-3"))
+        await bench.leader.round()
+        await demo.show_fence(bench.server.url, "bin/claimscope", lines.append)
+        url = bench.server.url
+    assert lines[:4] == [
+        "\nA GPU that broke after 15 s: announced, and fenced by a controller with --taint-mode=enforce",
+        f"  bin/claimscope explain gpu GPU-1-3 --api-server-url {url}",
+        "    GPU-1-3 on node node-1: gpu.nvidia.com/node-1/gpu-3",
+        "    tainted claimscope.io/unhealthy=xid_fatal, effect None: announced, new work may still get it",
+    ]
+    assert "    not fenced: the mode is announce (xid_fatal, mode)" in lines
+    assert lines[-1] == "  condition GPUUnhealthy of node node-1: 1 GPU: GPU-1-3 (xid_fatal)"
 
 
 def test_a_port_is_neither_taken_nor_promised_to_another() -> None:

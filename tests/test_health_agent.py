@@ -186,8 +186,8 @@ def test_a_finding_ends_by_acknowledgement_and_thresholds_change_while_it_runs(n
 
     thresholds.write_text("row_remap_pending_seconds: 1\nnvlink_down_secnds: 3\n")
     node.first(lambda scrape: scrape.value("claimscope_agent_thresholds_up") == 0)
-    assert f"{thresholds}:2: health thresholds: nvlink_down_secnds: there is no such threshold; did you mean " \
-        "nvlink_down_seconds?; the thresholds of before stay in force" in node.agent.log
+    assert f"what was in force before stays: {thresholds}:2:1: health thresholds: nvlink_down_secnds: there is no " \
+        "such threshold; did you mean nvlink_down_seconds?" in node.agent.log
     assert not any(rule == "row_remap_pending" for _, rule, _ in _findings(node.agent.scrape()))
 
     thresholds.write_text("row_remap_pending_seconds: 1\n")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from claimscope.health.engine import EngineState, HealthEngine
+from claimscope.health.engine import HealthEngine
 from claimscope.health.model import RuleState, Severity
+from claimscope.health.restore import EngineState
 from claimscope.health.rules import RULES
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.track import STANDING

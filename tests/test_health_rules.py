@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from claimscope.health import conditions, readings
 from claimscope.health.events import charges
 from claimscope.health.model import Holds, Look, RuleState, Severity, Survives
-from claimscope.health.rules import NOT_JUDGED, RULE_BY_KEY, RULES, On, thresholds_of
+from claimscope.health.rules import NOT_JUDGED, RULE_BY_KEY, RULES, First, Minutes, On, Rule, Steady
 from claimscope.health.thresholds import BY_NAME, ROWS, ThresholdError, Thresholds
 from claimscope.health.xids import CATALOGUE, Verdict
 from claimscope.metrics.spec import Kind, Stat
@@ -29,6 +30,18 @@ def test_every_rule_has_a_unique_key_and_all_its_numbers() -> None:
         assert (rule.condition is None) is (rule.on is On.EVENT), rule.key
         assert rule.milder is None or rule.milder in RULE_BY_KEY
         assert rule.clears.endswith("."), rule.key
+
+
+def thresholds_of(rule: Rule) -> set[str]:
+    """Of its window, hold and clean time."""
+    match rule.window:
+        case Steady(seconds):
+            names = {seconds}
+        case Minutes(need, of):
+            names = {need, of}
+        case First():
+            names = set()
+    return names | ({rule.hold} if rule.clean is None else {rule.hold, rule.clean})
 
 
 def test_every_threshold_is_used() -> None:
@@ -536,6 +549,20 @@ def test_links_that_are_down_since_boot_are_not_missed() -> None:
         bench.gpus[0].last[f"nvlink_up/{link}"] = 0.0
     bench.run(HOUR, window=10)
     assert bench.all_rules() == {}
+
+
+def test_links_that_went_down_before_mig_was_turned_on_are_no_finding_for_ever() -> None:
+    bench = Bench()
+    gpu = bench.gpus[0]
+    bench.run(2 * MINUTE)
+    gpu.last["nvlink_up/3"] = 0.0
+    gpu.last["row_remap_pending"] = 1.0
+    bench.run(2 * MINUTE)
+    assert bench.rules() == {"row_remap_pending": "degraded", "nvlink_down": "unhealthy"}
+    gpu.device = dataclasses.replace(gpu.device, mig_enabled=True)
+    gpu.without("row_remap_pending")  # not told while MIG is on, and so what was known stands
+    bench.run(20 * MINUTE)
+    assert bench.rules() == {"row_remap_pending": "degraded"}
 
 
 def test_mig_on_takes_links_out_of_judgement() -> None:

@@ -23,12 +23,13 @@ from claimscope.health.report import (
     own_samples,
     words,
 )
-from claimscope.health.sources import KernelLogSource, ThresholdsFile, read_thresholds
-from claimscope.health.thresholds import ThresholdError, Thresholds
+from claimscope.health.sources import KernelLogSource, read_thresholds, thresholds_file
+from claimscope.health.thresholds import Thresholds
 from claimscope.health.watch import HealthView, HealthWatch, journal_of
 from claimscope.model import Entity, Event, Inventory, Window
 from claimscope.nvml import control
 from claimscope.nvml.supervisor import SupervisorState
+from claimscope.yamlfile import ConfigError
 from health_help import gpu_device
 
 SECOND = 1_000_000_000
@@ -335,10 +336,10 @@ def test_the_annotation_says_what_it_says() -> None:
 
 def test_thresholds_follow_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "thresholds.yaml"
-    file = ThresholdsFile(path)
+    file = thresholds_file(path)
     assert file.poll() is None
     assert (file.up, file.poll()) == (False, None)
-    assert caplog.text.count("No such file or directory; the thresholds of before stay in force") == 1
+    assert caplog.text.count("the file of thresholds is not taken, what was in force before stays: ") == 1
 
     path.write_text("stale_seconds: 5\n")
     assert file.poll() == Thresholds({"stale_seconds": 5.0})
@@ -353,18 +354,18 @@ def test_thresholds_follow_their_file(tmp_path: Path, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nstale_secnds: 5\n", "t.yaml:1: health thresholds: a: there is no such threshold; stale_secnds: there "
+        ("a: 1\nstale_secnds: 5\n", "t.yaml:1:1: health thresholds: a: there is no such threshold; stale_secnds: there "
          "is no such threshold; did you mean stale_seconds?"),
-        ("# x\nstale_seconds: soon\n", "t.yaml:2: health thresholds: stale_seconds: found 'soon', expected a number "
+        ("# x\nstale_seconds: soon\n", "t.yaml:2:1: health thresholds: stale_seconds: found 'soon', expected a number "
          "(seconds)"),
-        ("- 1\n", "t.yaml:1: expected `threshold: number` lines"),
-        ("a: [\n", "t.yaml:2: not YAML: expected the node content, but found '<stream end>'"),
-        ("thermal_slowdown_minutes: 60\n", "t.yaml:1: health thresholds: thermal_slowdown_minutes: found 60, expected "
-         "at most thermal_slowdown_of_minutes (10), or it never fires"),
+        ("- 1\n", "t.yaml:1:1: expected `key: value` lines"),
+        ("a: [\n", "t.yaml:2:1: not YAML: expected the node content, but found '<stream end>'"),
+        ("thermal_slowdown_minutes: 60\n", "t.yaml:1:1: health thresholds: thermal_slowdown_minutes: found 60, "
+         "expected at most thermal_slowdown_of_minutes (10), or it never fires"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_its_line(text: str, said: str) -> None:
-    with pytest.raises(ThresholdError) as caught:
+    with pytest.raises(ConfigError) as caught:
         read_thresholds(text.encode(), "t.yaml")
     assert str(caught.value) == said
 

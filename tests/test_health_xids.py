@@ -76,7 +76,7 @@ def test_what_a_recovery_action_makes_unhealthy() -> None:
 
 
 def test_what_ends_a_finding() -> None:
-    assert {code for code, row in CATALOGUE.items() if row.needs_acknowledgement} == {54, 64}
+    assert {code for code, row in CATALOGUE.items() if row.survives is Survives.REBOOT} == {54, 64}
     assert {code for code, row in CATALOGUE.items() if row.survives is Survives.RESET} == {79, 151}
     assert {code for code, row in CATALOGUE.items() if row.cleared_by is not None} == {163}
     assert verdict_of(163).cleared_by == 162

@@ -312,6 +312,18 @@ async def test_lease_that_was_given_away_is_given_up(other: str) -> None:
         assert a.begun[1] == LeaseSeen(holder=other or None, renew_wall=START + 5)
 
 
+async def test_a_server_that_is_silent_at_the_end_does_not_keep_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(None, LEASES) as (server, client), candidates(client, SystemClock(), "a") as [a]:
+        await until(lambda: a.working)
+        server.pause()
+        async with asyncio.timeout(10):  # a request alone may take 30 s
+            await a.stop()
+        server.resume()
+        assert not a.working
+        assert holder_of(server) == "a"  # others wait until it has ended
+    assert "no answer in time" in caplog.text
+
+
 async def test_work_that_ends_lets_the_lease_go() -> None:
     async def work(_: LeaseSeen) -> None:
         return
@@ -480,7 +492,7 @@ async def test_findings_are_written_soon_and_whole() -> None:
 
 
 async def test_flapping_findings_are_not_written_each_time() -> None:
-    settings = {"beat_seconds": 3600.0, "change_seconds": 0.2}
+    settings = {"beat_seconds": 3600.0, "change_seconds": 0.2, "changes_at_once": 1}
     async with serving(None, LEASES) as (server, client), beating(client, ManualClock(), **settings) as heartbeat:
         await until(lambda: server.get(LEASES, "gpu-node-1", "claimscope") is not None)
         began = asyncio.get_running_loop().time()
@@ -489,7 +501,17 @@ async def test_flapping_findings_are_not_written_each_time() -> None:
             await asyncio.sleep(0)
         await until(lambda: annotations_of(server) == {"claimscope.io/findings": "49"})
         assert asyncio.get_running_loop().time() - began >= 0.15
-        assert [path for path, _ in server.requests] == [NODE, ALL, NODE]
+        assert [path for path, _ in server.requests] == [NODE, ALL, NODE, NODE]
+
+
+async def test_a_few_findings_after_a_quiet_time_are_written_at_once() -> None:
+    settings = {"beat_seconds": 3600.0, "change_seconds": 3600.0, "changes_at_once": 3}
+    async with serving(None, LEASES) as (server, client), beating(client, ManualClock(), **settings) as heartbeat:
+        await until(lambda: server.get(LEASES, "gpu-node-1", "claimscope") is not None)
+        for number in range(3):
+            heartbeat.set_annotations({"claimscope.io/findings": str(number)})
+            await until(lambda number=number: annotations_of(server) == {"claimscope.io/findings": str(number)})
+        assert [path for path, _ in server.requests] == [NODE, ALL, NODE, NODE, NODE]
 
 
 async def test_what_was_written_by_others_is_read_again() -> None:

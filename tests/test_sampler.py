@@ -206,6 +206,19 @@ async def test_a_hang_quarantines_one_gpu_and_replaces_the_sampler_once(made: Ma
         await more(heard, hung)
 
 
+async def test_a_gpu_that_hangs_since_before_the_start_costs_only_itself(made: Make) -> None:
+    node = made(HangFault(at=0.0, gpu=0, duration=LATER))
+    environ = node.nvml.environment
+    async with running(quick(node.library), environ, hang_seconds=0.4, quarantine_seconds=60.0) as (supervisor, heard):
+        await heard.until(lambda: heard.inventories and heard.inventories[-1].devices, 20)
+        shown = heard.inventories[-1]
+        assert [device.entity.uuid for device in shown.devices] == [node.uuid(gpu) for gpu in range(1, 8)]
+        assert shown.lost == {}
+        assert [each.uuid for each in supervisor.quarantined] == ["unnamed GPU 0"]
+        assert supervisor.restarts == {"hang": 1}
+        await more(heard, node.uuid(7), 3)
+
+
 async def test_a_crash_starts_another(made: Make) -> None:
     node = made(CrashFault(at=LATER, gpu=2, function="nvmlDeviceGetUtilizationRates", duration=1e6))
     other = node.uuid(0)

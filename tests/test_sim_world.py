@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from claimscope.sim import layout
 from claimscope.sim.profiles import PROFILES, profile_named
-from claimscope.sim.scenario import ScenarioError, check_scenario, decode_scenario, default_scenario, load_scenario
+from claimscope.sim.scenario import (
+    Scenario,
+    ScenarioError,
+    check_scenario,
+    decode_scenario,
+    default_pods,
+    load_scenario,
+)
 from claimscope.sim.workloads import WORKLOADS, Activity, combined
 from claimscope.sim.world import World, make_world
 
@@ -163,7 +170,8 @@ def test_the_observer_does_no_work() -> None:
 
 @pytest.mark.parametrize("profile", list(PROFILES))
 def test_default_pods_fit_their_profile(profile: str) -> None:
-    check_scenario(default_scenario(profile_named(profile)), profile_named(profile), layout.FUNCTIONS)
+    chosen = profile_named(profile)
+    check_scenario(Scenario(pods=default_pods(chosen)), chosen, layout.FUNCTIONS)
 
 
 @pytest.mark.parametrize(

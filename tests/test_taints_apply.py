@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from claimscope.taints.notebook import MEMORY, PAUSE
 from taints_bench import LEASE, RULES, START, Json, finding, fleet, serving
 
 WITHOUT_RULES = tuple(kind for kind in ALL_KINDS if kind is not DEVICE_TAINT_RULES)
-NAME = "claimscope-5f9a1aafdd6a-unhealthy"  # of GPU-1-3: sha256 of the uuid
+NAME = "claimscope.node-1.5f9a1aafdd6a.unhealthy"  # of GPU-1-3: sha256 of the uuid
 BROKEN = finding("GPU-1-3")
 SLOW = finding("GPU-1-4", "pcie_width", "degraded")
 
@@ -455,7 +456,7 @@ async def test_the_next_leader_goes_on_where_one_stopped_in_the_middle() -> None
         broken = [finding(f"GPU-{node}-{gpu}") for node in (1, 2) for gpu in (0, 1)]
         await bench.says("node-1", *broken[:2])
         await bench.says("node-2", *broken[2:])
-        bench.server.fail(f"{RULES}/claimscope-f53bcecd943d-degraded", HttpFault(status=503))
+        bench.server.fail(f"{RULES}/claimscope.node-1.f53bcecd943d.degraded", HttpFault(status=503))
         bench.server.fail(RULES, HttpFault(status=429))  # stops the round in its middle
         await bench.leader.round()
         bench.leader.leads = False
@@ -514,9 +515,9 @@ async def test_lifting_all_takes_everything_that_is_ours_and_nothing_else() -> N
         await bench.leader.round()
         done = await command.lift(bench.leader.api, all_of_ours=True)
         assert sorted(done) == [
-            "lifted claimscope-5f9a1aafdd6a-unhealthy: claimscope.io/unhealthy of effect NoSchedule on "
+            "lifted claimscope.node-1.5f9a1aafdd6a.unhealthy: claimscope.io/unhealthy of effect NoSchedule on "
             "gpu.nvidia.com/node-1/gpu-3",
-            "lifted claimscope-f53bcecd943d-degraded: claimscope.io/degraded of effect None on "
+            "lifted claimscope.node-1.f53bcecd943d.degraded: claimscope.io/degraded of effect None on "
             "gpu.nvidia.com/node-1/gpu-4",
             "lifted upkeep: maintenance of effect NoSchedule on gpu.nvidia.com/node-1/gpu-6",
             "took the conditions from node node-1",
@@ -645,7 +646,7 @@ async def test_the_list_shows_what_stands_and_what_is_held_back() -> None:
         ]
         assert lines[2] == (
             "gpu.nvidia.com/node-1/gpu-3 node-1 GPU-1-3 unhealthy NoSchedule 2026-11-21T11:22:32Z xid_fatal stands, "
-            "not honoured"
+            "not confirmed by Kubernetes yet"
         )
         assert any("GPU-1-5 unhealthy - - xid_fatal held (budget_fleet)" in line for line in lines)
 
@@ -660,7 +661,8 @@ async def test_the_story_of_a_gpu() -> None:
         assert command.story_words(story) == (
             "GPU-1-3 on node node-1: gpu.nvidia.com/node-1/gpu-3\n"
             "tainted claimscope.io/unhealthy=xid_fatal, effect NoSchedule: keeps new work away\n"
-            "  by DeviceTaintRule claimscope-5f9a1aafdd6a-unhealthy since 2026-11-21T11:22:32Z\n"
+            "  by DeviceTaintRule claimscope.node-1.5f9a1aafdd6a.unhealthy since 2026-11-21T11:22:32Z\n"
+            "  Kubernetes has not confirmed it yet: the status of the rule is empty\n"
             "finding xid_fatal (unhealthy) since 2026-11-21T11:22:32Z\n"
             "  xid: 95\n"
             "  cleared by: A reset.\n"
@@ -668,9 +670,20 @@ async def test_the_story_of_a_gpu() -> None:
             "theirs\n"
             "team/train holds gpu.nvidia.com/node-1/gpu-3"
         )
-        other = await command.gpu_story(bench.leader.api, bench.leader.notebook, "GPU-9-9")
-        assert command.story_words(other) == (
-            "GPU-9-9: no slice publishes such a device, and no agent has a finding about it"
+        healthy = await command.gpu_story(bench.leader.api, bench.leader.notebook, "GPU-1-4")
+        unknown = await command.gpu_story(bench.leader.api, bench.leader.notebook, "GPU-9-9")
+        assert command.story_words(healthy) == (
+            "GPU-1-4 on node node-1: gpu.nvidia.com/node-1/gpu-4\n"
+            "not tainted by claimscope\n"
+            f"nothing is found against it by the agent of node node-1, heard last at {healthy.heard}\n"
+            "no claim holds it"
+        )
+        assert command.story_words(replace(healthy, heard=None)).splitlines()[2] == (
+            "its health is not known: no agent reports for node node-1"
+        )
+        assert command.story_words(unknown) == (
+            "GPU-9-9 is not known: no ResourceSlice publishes it and no agent has a finding about it; compare it with "
+            "`nvidia-smi -L` on its node (a GPU of the device plugin is known while something is found)"
         )
 
 

@@ -76,11 +76,6 @@ async def test_a_server_with_the_beta_alone() -> None:
     assert found == Allowed(mode=Mode.ENFORCE, version="v1beta2")
 
 
-async def test_alpha_rules_are_no_rules() -> None:
-    kinds = (*WITHOUT_RULES, in_version(DEVICE_TAINT_RULES, "v1alpha3"))
-    assert (await _examined(SimApiServer(kinds, git_version="v1.35.0"))).reason == "api_absent"
-
-
 async def test_a_server_without_the_api() -> None:
     assert (await _examined(SimApiServer(WITHOUT_RULES, git_version="v1.37.1"))).reason == "api_absent"
 

@@ -26,8 +26,8 @@ def a_world(policy: str = "mode: enforce") -> World:
     return World(policy)
 
 
-def name_of(uuid: str, severity: Severity) -> str:
-    return f"claimscope-{hashlib.sha256(uuid.encode()).hexdigest()[:12]}-{severity.value}"
+def name_of(uuid: str, severity: Severity, node: str = "n1") -> str:
+    return f"claimscope.{node}.{hashlib.sha256(uuid.encode()).hexdigest()[:12]}.{severity.value}"
 
 
 # --- from finding to fence ---
@@ -335,13 +335,13 @@ def test_a_fence_whose_writing_failed_was_not_deleted_by_anybody() -> None:
     assert world.round(5) == ["create gpu-3@n1 unhealthy=xid_fatal:NoSchedule"]
 
 
-def test_labels_of_others_and_rules_of_maintenance_are_left_alone() -> None:
+def test_a_rule_of_maintenance_that_is_not_as_it_was_made_is_left_alone() -> None:
     world = a_world()
     rule = a_rule("claimscope-x", {"driver": DRIVER, "pool": "n1", "device": "gpu-0"}, key="claimscope.io/maintenance")
     metadata = msgspec.structs.replace(rule.metadata, labels={fences.MANAGED_LABEL: "claimscope"})
     world.put(msgspec.structs.replace(rule, metadata=metadata))
     assert world.round() == []
-    assert world.last.held == ()
+    assert world.held() == [("", "edited")]
 
 
 def test_a_rule_with_our_label_and_without_a_device_is_somebody_elses_work() -> None:
@@ -508,45 +508,6 @@ def test_an_agent_that_writes_for_itself_touches_nothing_else() -> None:
     world.found = {"n1": world.found["n1"]}
     world.options = {"only_node": "n1"}
     assert world.round(5) == ["delete gpu-3@n1 unhealthy=xid_fatal:NoSchedule"]
-
-
-# --- NoExecute ---
-
-
-EVICTING = "mode: enforce\nrules: {gpu_lost: {no_execute: true}}\nno_execute: {after_seconds: 300, pods_max: 2}"
-
-
-def test_no_execute_needs_the_opt_in_and_comes_second() -> None:
-    world = a_world(EVICTING)
-    world.find(a_finding(SICK, "gpu_lost", LOST), a_finding(gpu(2, 0)))
-    devices = {DeviceKey(DRIVER, "n1", "gpu-3"): 2, DeviceKey(DRIVER, "n2", "gpu-0"): 1}
-    world.extra = {"holders": devices}
-    world.round()
-    assert world.taints() == ["gpu-0@n2 unhealthy=xid_fatal:NoSchedule", "gpu-3@n1 lost=gpu_lost:NoSchedule"]
-    assert world.round(299) == []
-    assert world.round(1) == ["update gpu-3@n1 lost=gpu_lost:NoExecute"]
-    assert world.round(3600) == []
-
-
-@pytest.mark.parametrize("pods", [None, 0, 3])
-def test_no_execute_waits_while_pods_are_unknown_none_or_too_many(pods: int | None) -> None:
-    world = a_world(EVICTING)
-    world.find(a_finding(SICK, "gpu_lost", LOST))
-    world.extra = {"holders": {} if pods is None else {DeviceKey(DRIVER, "n1", "gpu-3"): pods}}
-    world.round()
-    assert world.round(3600) == []
-
-
-def test_one_gpu_is_evicted_at_a_time() -> None:
-    world = a_world(EVICTING)
-    first, second = DeviceKey(DRIVER, "n1", "gpu-3"), DeviceKey(DRIVER, "n2", "gpu-0")
-    world.extra = {"holders": {first: 1, second: 1}}
-    world.find(a_finding(SICK, "gpu_lost", LOST), a_finding(gpu(2, 0), "gpu_lost", LOST, since=START + 1))
-    world.round()
-    assert world.round(300) == ["update gpu-3@n1 lost=gpu_lost:NoExecute"]
-    assert world.round(300) == []
-    world.extra = {"holders": {first: 0, second: 1}}
-    assert world.round(5) == ["update gpu-0@n2 lost=gpu_lost:NoExecute"]
 
 
 # --- a rule as it is read ---

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from claimscope.config import ConfigError
 from claimscope.health.model import Severity
 from claimscope.health.rules import RULE_BY_KEY
+from claimscope.taints import document
 from claimscope.taints.memory import (
     HALF_OPEN,
     Blocked,
@@ -22,6 +24,8 @@ from claimscope.taints.memory import (
 )
 from claimscope.taints.model import Mode
 from claimscope.taints.policy import VERDICT_RULES, Policy, RulePolicy, effect_of, read_policy
+from claimscope.taints.tally import HELD_REASONS
+from claimscope.yamlfile import ConfigError
 
 NOW = 1_700_000_000.0
 
@@ -90,6 +94,19 @@ def test_errors_name_the_place_and_what_to_write(text: str, expected: str) -> No
     with pytest.raises(ConfigError) as caught:
         read_policy(text, "p.yaml", NOW)
     assert str(caught.value) == expected
+
+
+def test_the_documentation_is_current_and_its_example_can_be_used() -> None:
+    page = Path(__file__).parent.parent / "docs/taint-policy.md"
+    assert page.read_text(encoding="utf-8") == document.document()
+    assert read_policy(document.EXAMPLE, "example.yaml", NOW).mode is Mode.ENFORCE
+    keys = [line.split("`")[1].split(".")[0] for line in document.document().splitlines() if line.startswith("| `")]
+    assert set(Policy.__struct_fields__) <= set(keys)
+
+
+def test_the_page_about_fencing_tells_of_every_reason_to_hold_back() -> None:
+    page = (Path(__file__).parent.parent / "docs/fencing.md").read_text(encoding="utf-8")
+    assert [reason for reason in HELD_REASONS if f"\n| `{reason}` |" not in page] == []
 
 
 def test_every_verdict_of_the_driver_is_a_rule() -> None:

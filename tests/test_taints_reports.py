@@ -140,7 +140,8 @@ def test_every_node_with_an_agent_or_gpus_has_a_report() -> None:
             node="n1", node_uid="u1", group="h100", heard_wall=999.0, stale=False, findings=(FINDING,)
         ),
         "n2": NodeReport(
-            node="n2", node_uid="u2", group="", heard_wall=0.0, stale=True, cordoned=True, devices=2, partial=True
+            node="n2", node_uid="u2", group="", heard_wall=0.0, stale=True, cordoned=True, devices=2, partial=True,
+            unsettled="node n2 is cordoned, and gets no new work anyway",
         ),
     }
     assert by_node(reports, cluster, 131 * SECOND)["n1"].stale is True

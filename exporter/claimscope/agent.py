@@ -12,7 +12,9 @@ import importlib.metadata
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from claimscope import state
 from claimscope.accounting import Ledger
@@ -22,16 +24,14 @@ from claimscope.config import Config
 from claimscope.export.collect import Collector
 from claimscope.health.kmsg import start_after
 from claimscope.health.report import FINDINGS_ANNOTATION, findings_annotation
-from claimscope.health.sources import HealthSources, KernelLogSource, ThresholdsFile
+from claimscope.health.sources import HealthSources, KernelLogSource, thresholds_file
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.watch import HealthWatch, journal_of
 from claimscope.kube.api import (
     AccessSource,
     ApiClient,
     ApiError,
-    InCluster,
-    Kubeconfig,
-    OpenAccess,
+    access_source,
     discover,
 )
 from claimscope.kube.claims import ClaimLookup
@@ -44,7 +44,12 @@ from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
 from claimscope.sim.node import SimulatedNode
+from claimscope.taints.maintenance_ask import ANSWER, ASK, Responder
 from claimscope.web.application import ListenError, make_application, start_site
+from claimscope.yamlfile import ConfigError
+
+if TYPE_CHECKING:
+    from claimscope.localfence import OwnNodePolicies
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ JOURNAL_PAUSE_SECONDS = 1.0  # between two writes, also where something must be 
 PUBLISH_SECONDS = 1.0
 HEALTH_SECONDS = 0.25
 HEARTBEAT_LOOK_SECONDS = 2.0  # how often the GPUs' modes are compared with what the Lease says
+ASKED_SECONDS = 1.0  # how long NVML is not taken up while the Lease is read
 NODE_ANNOTATION = "claimscope.io/node"
 LOOKUP_SECONDS = 2.0  # what reading new claims may delay one attribution
 
@@ -70,6 +76,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     `environ` is read for what the platform sets: the API server's address, library paths, NVIDIA's variables.
     """
     clock = SystemClock()
+    policies = _local_policies(config, clock)
     boot_id = _boot_id()
     journal = _journal(config)
     async with _simulated(config, clock) as simulated:
@@ -87,6 +94,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             hang_seconds=config.hang_seconds,
             observer_namespaces=frozenset(config.observer_namespaces),
         )
+        node.shows_processes = "processes" in config.collectors
         if config.health == "on":
             _judge(node, config, journal, boot_id)
         supervisor = Supervisor(
@@ -115,7 +123,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             raise AgentError(str(error)) from error
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(supervisor.run(), name="sampler")
+                asked = asyncio.Event()
+                tasks.create_task(_sample(supervisor, asked), name="sampler")
                 tasks.create_task(_publish(node, supervisor), name="publish")
                 tasks.create_task(_watch_health(node), name="health")
                 if config.state_file:
@@ -128,9 +137,28 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                     tasks.create_task(_poll_kubelet(node, path, in_pod="KUBERNETES_SERVICE_HOST" in environ))
                     tasks.create_task(_attribute(node, source))
                 if source is not None and config.lease_namespace:
-                    tasks.create_task(_beat(node, source, config.lease_namespace), name="heartbeat")
+                    maintenance = _Maintenance(responder=Responder(supervisor), known=asked)
+                    tasks.create_task(
+                        _beat(node, source, config.lease_namespace, policies, maintenance), name="heartbeat"
+                    )
+                else:
+                    asked.set()
+                if policies is not None and asked.is_set():
+                    logger.warning("--taint-writer=local: there is no API server, so nothing is fenced")
         finally:
             await site.close()
+
+
+def _local_policies(config: Config, clock: Clock) -> OwnNodePolicies | None:
+    """What bounds the agent's own fencing; None where the controller fences."""
+    if config.taint_writer != "local":
+        return None
+    from claimscope import localfence  # code of the controller that other agents do without
+
+    try:
+        return localfence.read_policies(config, clock)
+    except ConfigError as error:
+        raise AgentError(str(error)) from error
 
 
 @contextlib.asynccontextmanager
@@ -176,7 +204,7 @@ def _restore(journal: state.JournalState | None, clock: Clock, boot_id: str) -> 
 
 def _judge(node: Node, config: Config, journal: state.JournalState | None, boot_id: str) -> None:
     """Lets the node judge its devices, from where the journal left off."""
-    thresholds_file = ThresholdsFile(Path(config.health_thresholds)) if config.health_thresholds is not None else None
+    thresholds = thresholds_file(Path(config.health_thresholds)) if config.health_thresholds is not None else None
     known = journal_of(bytes(journal.health)) if journal is not None else None
     kernel_log = None
     if config.kernel_log is not None:
@@ -185,14 +213,14 @@ def _judge(node: Node, config: Config, journal: state.JournalState | None, boot_
         kernel_log = KernelLogSource(Path(config.kernel_log), after=after)
     node.health = HealthWatch(
         boot_id=boot_id,
-        thresholds=(thresholds_file.poll() if thresholds_file is not None else None) or Thresholds(),
+        thresholds=(thresholds.poll() if thresholds is not None else None) or Thresholds(),
         pod_of=node.pod_of,
         now_ns=node.clock.monotonic_ns(),
         wall_ns=node.clock.wall_ns(),
         kernel_log=kernel_log is not None,
         journal=known,
     )
-    node.health_sources = HealthSources(thresholds=thresholds_file, kernel_log=kernel_log)
+    node.health_sources = HealthSources(thresholds=thresholds, kernel_log=kernel_log)
 
 
 async def _watch_health(node: Node) -> None:
@@ -274,14 +302,10 @@ def _api_source(
     """The way to an API server, where there is one."""
     if config.api_server == "off":
         return None
-    if config.kubeconfig is not None:
-        return Kubeconfig(Path(config.kubeconfig), node.clock)
-    if simulated is not None:
+    if simulated is not None and config.kubeconfig is None:
         return simulated.api
-    if config.api_server_url is not None:
-        return OpenAccess(config.api_server_url)
     try:
-        return InCluster(environ, node.clock)
+        return access_source(config.kubeconfig, config.api_server_url, environ, node.clock)
     except ApiError as error:
         logger.info("%s; devices, pods and most of claims are known without it", error)
         return None
@@ -316,32 +340,87 @@ async def _attribute_with_claims(node: Node, api: ApiClient) -> None:
         await node.attribute(lookup)
 
 
-async def _beat(node: Node, source: AccessSource, namespace: str) -> None:
-    """Shows the controller by a Lease that this agent lives and what its GPUs are. Failure costs the Lease alone."""
-    api = ApiClient(source)
+def _is_ask(name: str) -> bool:
+    return name == ASK
+
+
+async def _sample(supervisor: Supervisor, asked: asyncio.Event) -> None:
+    """Takes NVML up as soon as it is known that nobody waits for it to be let go, or cannot be known."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ASKED_SECONDS):
+            await asked.wait()
+    await supervisor.run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Maintenance:
+    """What is asked of this agent before somebody works on the node."""
+
+    responder: Responder
+    known: asyncio.Event  # what is asked at the start
+
+    async def begin(self, lease: HeartbeatLease, clock: Clock) -> None:
+        """Looks for it once, before NVML is taken up."""
+        with contextlib.suppress(ApiError, TimeoutError):  # the first write meets the same, and says so
+            async with asyncio.timeout(ASKED_SECONDS):
+                await lease.look()
+        self.responder.hear(lease.asked, clock.monotonic_ns())
+        self.responder.begin()
+        self.known.set()
+
+    def look(self, lease: HeartbeatLease, node: Node) -> dict[str, str]:
+        """Does what is asked; answers the annotation that says how far it is."""
+        now_ns = node.clock.monotonic_ns()
+        self.responder.hear(lease.asked, now_ns)
+        text = self.responder.look(processes=node.process_count(), released=node.released, now_ns=now_ns)
+        return {} if text is None else {ANSWER: text}
+
+
+async def _beat(
+    node: Node, source: AccessSource, namespace: str, policies: OwnNodePolicies | None, maintenance: _Maintenance
+) -> None:
+    """Shows the controller by a Lease that this agent lives and what its GPUs are. Failure costs the Lease alone.
+
+    With `policies` there is no controller: what the Lease says is acted on right here.
+    """
+    api, name = ApiClient(source), f"claimscope-agent-{node.name}"
+    fencing, keeps = None, _is_ask
+    if policies is not None:
+        from claimscope.localfence import LocalFencing
+        from claimscope.taints.notebook import is_note
+
+        fencing = LocalFencing(
+            api, node.clock, node=node.name, lease_namespace=namespace, lease_name=name, policies=policies
+        )
+        keeps, node.fencing = is_note, fencing
     lease = HeartbeatLease(
-        api, namespace, f"claimscope-agent-{node.name}", node.name, {"app.kubernetes.io/name": "claimscope"}, node.clock
+        api, namespace, name, node.name, {"app.kubernetes.io/name": "claimscope"}, node.clock, keeps=keeps, asks=ASK
     )
     node.heartbeat = lease
-    writing: asyncio.Task[None] | None = None
+    work: list[asyncio.Task[None]] = []
     try:
+        await maintenance.begin(lease, node.clock)
         while True:
             snapshot = node.snapshot
             if snapshot is not None and snapshot.inventory is not None:
                 devices = devices_annotation(device_entries(snapshot))
                 annotations = {NODE_ANNOTATION: node.name, DEVICES_ANNOTATION: devices}
+                annotations |= maintenance.look(lease, node)
                 if node.health is not None:
                     annotations[FINDINGS_ANNOTATION] = findings_annotation(node.health.view())
                 lease.set_annotations(annotations)
-                writing = writing or asyncio.create_task(lease.run())
-            if writing is not None and writing.done():
-                writing.result()
+                if fencing is not None:
+                    fencing.tell(annotations)
+                work = work or [asyncio.create_task(each.run()) for each in (lease, fencing) if each is not None]
+            for each in work:
+                if each.done():
+                    each.result()
             node.lease_due.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_LOOK_SECONDS):
                     await node.lease_due.wait()
     finally:
-        if writing is not None:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+        for each in work:
+            each.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         await api.close()

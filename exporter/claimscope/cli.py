@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from claimscope import config, logs
+from claimscope.clock import SystemClock
+from claimscope.yamlfile import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from claimscope.claims.explain import Explanation
+    from claimscope.doctor.checks import Finding
     from claimscope.kube.api import ApiClient
     from claimscope.taints.notebook import Notebook
 
@@ -99,7 +102,7 @@ def _load(of: type[config.Built], config_file: str | None, flags: dict[str, str 
             config.from_flags(flags, of),
             of=of,
         )
-    except config.ConfigError as error:
+    except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -182,26 +185,50 @@ def controller(config_file: str | None, **flags: str | None) -> None:
 def demo(profile: str, scenario: str | None, seconds: float | None) -> None:
     """Run a simulated cluster with agents and controller, and Prometheus where there is one, until Ctrl-C."""
     if profile not in config.PROFILES:
-        raise click.UsageError(f"--profile: unknown value `{profile}`: {config.did_you_mean(profile, config.PROFILES)}")
+        raise click.UsageError(f"--profile: unknown value `{profile}`: {did_you_mean(profile, config.PROFILES)}")
     from claimscope import demo as driver
 
+    program = sys.argv[0] if sys.argv[0].endswith("claimscope") else "claimscope"
+    shown = driver.run(profile=profile, scenario=scenario, seconds=seconds, say=click.echo, program=program)
     try:
-        asyncio.run(until_signal(driver.run(profile=profile, scenario=scenario, seconds=seconds, say=click.echo)))
+        asyncio.run(until_signal(shown))
     except driver.DemoError as error:
         raise _Failure(str(error)) from error
 
 
-@cli.command()
+@cli.group(invoke_without_command=True)
 @_setting_options(config.Config)
-def doctor(config_file: str | None, **flags: str | None) -> None:
-    """Check what the agent needs on this node, and say how to cure what is missing."""
-    settings = load(config_file, flags)
-    from claimscope import doctor as checks
+@click.pass_context
+def doctor(context: click.Context, /, config_file: str | None, **flags: str | None) -> None:
+    """Check what the agent needs on this node, and say how to cure what is missing.
 
-    findings = checks.examine(asyncio.run(checks.gather(settings, os.environ)))
+    `claimscope doctor controller` checks what the controller needs of the cluster.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = load(config_file, flags)
+    from claimscope.doctor import checks, facts
+
+    _tell_findings(checks.examine(asyncio.run(facts.gather(settings, os.environ))))
+
+
+@doctor.command("controller")
+@_setting_options(config.ControllerConfig)
+def doctor_controller(config_file: str | None, **flags: str | None) -> None:
+    """Check what the controller needs of the cluster: the API, its rights, its taint policy.
+
+    Rights are those of whoever asks: run it in the controller's pod, or with a kubeconfig of its service account.
+    """
+    settings = load_controller(config_file, flags)
+    from claimscope.doctor import checks, facts
+
+    _tell_findings(checks.examine_controller(asyncio.run(facts.gather_controller(settings, os.environ))))
+
+
+def _tell_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
-        click.echo(finding.line)
-    if any(finding.verdict is checks.Verdict.FAIL for finding in findings):
+        _say(finding.line)
+    if any(finding.verdict.value == "fail" for finding in findings):
         raise click.exceptions.Exit(1)
 
 
@@ -307,7 +334,10 @@ def explain_gpu(uuid: str, config_file: str | None, **flags: str | None) -> None
     from claimscope.taints import command
 
     async def ask(api: ApiClient, notebook: Notebook) -> str:
-        return command.story_words(await command.gpu_story(api, notebook, uuid))
+        story = await command.gpu_story(api, notebook, uuid)
+        if not story.known:
+            raise _Failure(command.story_words(story))
+        return command.story_words(story)
 
     _say(_asking(config_file, flags, ask))
 
@@ -411,6 +441,90 @@ def ack(
         return "noted; the leading controller takes it up within ten seconds"
 
     _say(_asking(config_file, flags, ask))
+
+
+@cli.group()
+def maintenance() -> None:
+    """Take a node's GPUs out of work for maintenance, and give them back."""
+
+
+def _wall() -> float:
+    return SystemClock().wall_ns() / 1e9
+
+
+def _node_name(text: str) -> str:
+    if _OBJECT_NAME.fullmatch(text) is None:
+        raise click.UsageError(f"`{text}` is no name of a Node")
+    return text
+
+
+def _maintaining(
+    config_file: str | None, flags: dict[str, str | None], ask: Callable[[ApiClient], Coroutine[Any, Any, str]]
+) -> None:
+    from claimscope.taints.maintenance_command import MaintenanceError
+
+    async def answer(api: ApiClient, _: Notebook) -> str:
+        try:
+            return await ask(api)
+        except MaintenanceError as error:
+            raise _Failure(str(error)) from error
+
+    _say(_asking(config_file, flags, answer))
+
+
+@maintenance.command()
+@click.argument("node")
+@click.option("--reason", required=True, metavar="TEXT", help="Why, for others to read.")
+@click.option("--deadline", metavar="2h|TIME", help="When it is to be said that the node is not ready yet.")
+@_author_option
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def start(
+    node: str, reason: str, deadline: str | None, author: str, config_file: str | None, **flags: str | None
+) -> None:
+    """Keep new work off a node's GPUs, wait for what runs, let NVML go, and say when it can go offline.
+
+    Nothing is evicted. The Node's condition GPUMaintenanceReady tells how far it is.
+    """
+    from claimscope.taints import maintenance_command
+
+    try:
+        until = None if deadline is None else maintenance_command.deadline_of(deadline, _wall())
+    except ValueError as error:
+        raise click.UsageError(f"--deadline: {error}") from error
+    name = _node_name(node)
+
+    async def ask(api: ApiClient) -> str:
+        return await maintenance_command.start(api, name, reason=reason, author=author, deadline=until)
+
+    _maintaining(config_file, flags, ask)
+
+
+@maintenance.command()
+@click.argument("node")
+@click.option("--without-verification", "unverified", is_flag=True, help="Give it back as it is.")
+@_author_option
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def finish(node: str, unverified: bool, author: str, config_file: str | None, **flags: str | None) -> None:
+    """End the maintenance of a node: its GPUs are verified, and then given back."""
+    from claimscope.taints import maintenance_command
+
+    name = _node_name(node)
+
+    async def ask(api: ApiClient) -> str:
+        return await maintenance_command.finish(
+            api, name, author=author, verified=not unverified, now_wall=_wall()
+        )
+
+    _maintaining(config_file, flags, ask)
+
+
+@maintenance.command("list")
+@_setting_options(config.ControllerConfig, *_CLUSTER)
+def list_maintenance(config_file: str | None, **flags: str | None) -> None:
+    """List the nodes under maintenance, and what each waits for."""
+    from claimscope.taints import maintenance_command
+
+    _maintaining(config_file, flags, maintenance_command.listed)
 
 
 @cli.group()

@@ -7,7 +7,6 @@ the YAML file, validation and docs/configuration.md all follow from them. Nothin
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
 from msgspec import Meta
+
+from claimscope.yamlfile import ConfigError, choices, did_you_mean, read_mapping
 
 ENVIRONMENT_PREFIX = "CLAIMSCOPE_"
 KUBELET_SOCKET = "/var/lib/kubelet/pod-resources/kubelet.sock"
 SAMPLING_HZ_MAX = 20.0
-_FILE_BYTES_MAX = 1 << 20  # YAML aliases expand; a configuration is never this large
 
 Profile = Literal["h100x8", "a100x8-mig", "b200x8", "l40sx4"]
 Collector = Literal["nvlink-per-link", "processes"]
@@ -31,6 +30,7 @@ LeaderElection = Literal["on", "off"]
 ClaimSeries = Literal["all", "essential", "off"]
 Health = Literal["on", "off"]
 TaintMode = Literal["observe", "announce", "enforce"]
+TaintWriter = Literal["controller", "local"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
@@ -40,10 +40,6 @@ _API_SERVER_URL = (
     "Base URL of an API server on this machine that wants no credentials, such as `kubectl proxy`: "
     "`http://127.0.0.1:8001`. Unset: as the kubeconfig or the pod says."
 )
-
-
-class ConfigError(Exception):
-    """A setting that cannot be used: where it stands, what was found, what to write instead."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +118,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | None,
         Meta(description="Kernel log to read beside NVML's events, `/dev/kmsg` as mounted from the host; a "
              "regular file is read as a recording, a record a line. Unset: none."),
+    ] = None
+    taint_writer: Annotated[
+        TaintWriter,
+        Meta(description="Who fences degraded GPUs of this node; `local`, for clusters without the controller: the "
+             "agent itself, with the rights of deploy/manifests/rbac-agent-local.yaml and budgets of the node alone."),
+    ] = "controller"
+    taint_mode: Annotated[
+        TaintMode, Meta(description="With `--taint-writer=local`: how far, as the controller's setting.")
+    ] = "announce"
+    taint_policy: Annotated[
+        str | None,
+        Meta(description="With `--taint-writer=local`: YAML file of modes and budgets, as the controller's setting."),
     ] = None
     state_file: Annotated[
         str, Meta(description="Journal that accounts survive a restart in. Empty: they do not.")
@@ -246,12 +254,6 @@ class Field:
         return ENVIRONMENT_PREFIX + self.key.upper()
 
 
-def _choices(of: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
-    if get_origin(of) is Literal:
-        return get_args(of)
-    return tuple(choice for argument in get_args(of) for choice in _choices(argument))
-
-
 def fields(of: type[AnyConfig] = Config) -> tuple[Field, ...]:
     """Every setting of a part, in the order of the documentation."""
     hints = get_type_hints(of, include_extras=True)
@@ -266,7 +268,7 @@ def fields(of: type[AnyConfig] = Config) -> tuple[Field, ...]:
                 type=annotated,
                 default=info.default,
                 description=meta.description,
-                choices=_choices(bare),
+                choices=choices(bare),
                 is_list=get_origin(bare) is tuple,
                 keeps_empty=bool((meta.extra or {}).get("keeps_empty")),
                 lowest=lowest if meta.gt is None else f"just above {meta.gt:g}",
@@ -286,45 +288,20 @@ class Setting:
     strict: bool  # values of the file have types of their own; elsewhere everything is text
 
 
-def did_you_mean(word: str, known: tuple[str, ...]) -> str:
-    """A hint for a misspelt word: the closest known one, else all of them."""
-    starting = [name for name in known if word and name.startswith(word)]
-    close = starting[:1] if len(starting) == 1 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
-
-
 def from_file(text: str, name: str, of: type[AnyConfig] = Config) -> Iterator[Setting]:
     """The settings of a YAML file; raises ConfigError with file, line and column."""
-    if len(text) > _FILE_BYTES_MAX:
-        raise ConfigError(f"{name}: more than {_FILE_BYTES_MAX} bytes: this is not a configuration file")
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
-        raise ConfigError(f"{at}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    if root is None:
+    found = read_mapping(text, name)
+    if found is None:
         return
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{name}:{root.start_mark.line + 1}:1: expected `key: value` lines")
     known = {field.key: field for field in fields(of)}
-    seen: set[str] = set()
-    for key_node, value_node in root.value:
-        at = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
+    for key_node, value_node in found.pairs():
+        key = key_node.value
         if key not in known:
-            raise ConfigError(f"{at}: unknown key `{key}`: {did_you_mean(key, tuple(known))}")
-        if key in seen:
-            raise ConfigError(f"{at}: key `{key}` stands here a second time: remove one")
-        seen.add(key)
-        at = f"{name}:{value_node.start_mark.line + 1}:{value_node.start_mark.column + 1}"
-        value = values[key]
-        if isinstance(value, bool) and known[key].choices and isinstance(value_node, yaml.ScalarNode):
+            raise ConfigError(f"{found.at(key_node)}: unknown key `{key}`: {did_you_mean(key, tuple(known))}")
+        value = found.values[key]
+        if isinstance(value, bool) and known[key].choices and isinstance(value_node.value, str):
             value = value_node.value  # YAML 1.1 reads a bare `off` as false; here it is one of the words
-        yield Setting(key=key, value=value, where=at, strict=True)
+        yield Setting(key=key, value=value, where=found.at(value_node), strict=True)
 
 
 def from_environment(environment: Mapping[str, str], of: type[AnyConfig] = Config) -> Iterator[Setting]:
@@ -446,6 +423,20 @@ def _check_agent(config: Config, where: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{where['nvml_library']}: --simulate {config.simulate} brings its own library: leave one of them out"
         )
+    if config.taint_writer == "local":
+        _check_local_writer(config, where)
+        return
+    for key in ("taint_mode", "taint_policy"):
+        if key in where:
+            raise ConfigError(
+                f"{where[key]}: the agent fences nothing here: give it to the controller, or add --taint-writer=local"
+            )
+
+
+def _check_local_writer(config: Config, where: Mapping[str, str]) -> None:
+    for off, flag in ((config.health, "--health"), (config.api_server, "--api-server")):
+        if off == "off":
+            raise ConfigError(f"{where['taint_writer']}: nothing can be fenced with {flag} off: leave one of them out")
 
 
 def complete(config: Config, host_name: str, own_namespace: str) -> Config:
@@ -506,6 +497,6 @@ error that names its place; the exit code is then 2.
 {_table(Config)}
 ## Controller
 
-`claimscope controller` takes these.
+`claimscope controller` and `claimscope doctor controller` take these.
 
 {_table(ControllerConfig)}"""

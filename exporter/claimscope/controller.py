@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from claimscope.claims.cluster import Cluster
+from claimscope.claims.cluster import Cluster, key_of
 from claimscope.claims.engine import SHARE_OF_TIME, Engine
 from claimscope.claims.explain import Explanation, explain
 from claimscope.claims.lifecycle import Lifecycle
@@ -25,9 +25,9 @@ from claimscope.claims.model import ClusterSnapshot
 from claimscope.claims.pending import Waiting
 from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
-from claimscope.config import ConfigError, ControllerConfig
+from claimscope.config import ControllerConfig
 from claimscope.export.cluster import ClusterCollector
-from claimscope.kube.api import AccessSource, ApiClient, ApiError, InCluster, Kubeconfig, OpenAccess, discover
+from claimscope.kube.api import ApiClient, ApiError, access_source, discover
 from claimscope.kube.follow import WatchStatus, follow, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
 from claimscope.kube.lease import LeaderElection, LeaseSeen
@@ -41,6 +41,7 @@ from claimscope.taints.sources import PolicySource
 from claimscope.taints.worker import Fencing
 from claimscope.web.cluster import make_cluster_application
 from claimscope.web.site import Check, ListenError, Readiness, start_site
+from claimscope.yamlfile import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -99,19 +100,11 @@ def _policies(config: ControllerConfig, clock: Clock) -> PolicySource:
 
 async def _client(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> ApiClient:
     try:
-        source = _access(config, environ, clock)
+        source = access_source(config.kubeconfig, config.api_server_url, environ, clock)
         await source.access()  # credentials that cannot be used will not become so by waiting
     except ApiError as error:
         raise ControllerError(str(error)) from error
     return ApiClient(source)
-
-
-def _access(config: ControllerConfig, environ: Mapping[str, str], clock: Clock) -> AccessSource:
-    if config.api_server_url is not None:
-        return OpenAccess(config.api_server_url)
-    if config.kubeconfig is not None:
-        return Kubeconfig(Path(config.kubeconfig), clock)
-    return InCluster(environ, clock)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -274,9 +267,10 @@ class _Controller:
             leadership.fencing.news()
 
         def on_change(name: str, obj: Any, present: bool) -> None:  # noqa: ANN401 - of the kind's struct
+            wakes = _wakes_fencing(engine.cluster, name, obj)
             engine.on_change(name, obj, present)
             self._news.set()
-            if name in ("leases", "resourceslices", "devicetaintrules"):
+            if wakes:
                 leadership.fencing.news()
 
         await follow(
@@ -387,6 +381,14 @@ def _check(kind: WatchedKind, status: WatchStatus, now: float) -> Check:
 def _absent(statuses: Iterable[WatchStatus]) -> set[str]:
     """The kinds that the API server does not know."""
     return {status.name for status in statuses if status.absent}
+
+
+def _wakes_fencing(cluster: Cluster, name: str, obj: Any) -> bool:  # noqa: ANN401 - of the kind's struct
+    """Whether fencing looks at a change soon: a heartbeat that says nothing new has time."""
+    if name != "leases":
+        return name in ("resourceslices", "devicetaintrules")
+    before = cluster.leases.get(key_of(obj))
+    return before is None or before.metadata.annotations != obj.metadata.annotations
 
 
 def _heartbeats(cluster: Cluster) -> list[Sample]:

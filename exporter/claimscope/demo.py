@@ -1,7 +1,8 @@
 """What does claimscope look like at work? The real agents and controller in a simulated cluster, and a real Prometheus.
 
-Everything runs on the loopback interface and in one temporary directory, and is gone afterwards. Prometheus is left
-out where there is none.
+Everything runs on the loopback interface and in one temporary directory, and is gone afterwards: children die with
+the demo however it ends, and what a killed demo could not clear away the next one does. Prometheus is left out where
+there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +22,25 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from claimscope.clock import SystemClock
+from claimscope.kube.api import ApiClient, ApiError, OpenAccess, decode
+from claimscope.kube.objects import Node
 from claimscope.sim.cluster import SimulatedCluster
+from claimscope.sim.profiles import profile_named
+from claimscope.sim.sandbox import child, work_directory
 from claimscope.sim.scenario import load_scenario
 from claimscope.sim.scheduler import SchedulerCannotDecideError
+from claimscope.taints import command, conditions
+from claimscope.taints.notebook import Notebook
 
 AGENT_PORT = 19400
 CONTROLLER_PORT = 19401
 NAMESPACE = "claimscope"
 PROMETHEUS_PORT = 19490
 _READY_SECONDS = 60.0  # three agents and a controller start at once, perhaps on one core
-_STOP_SECONDS = 10.0
+_FENCED_SECONDS = 60.0
 _RATE_SECONDS = 10  # the queries' range: as much as a demo has seen after a few moments
+
+_BREAKS_AT = 15  # seconds after the start
 
 Say = Callable[[str], None]
 
@@ -125,6 +134,16 @@ def nodes_of(profile: str) -> tuple[tuple[str, str], ...]:
     return (("demo-node-1", profile), ("demo-node-2", "h100x8"), ("demo-node-3", "a100x8-mig"))
 
 
+def scenario_of(profile: str) -> str:
+    """What happens on the first node where nobody says otherwise: memory of its last GPU fails, nothing contains it."""
+    gpu = profile_named(profile).gpu_count - 1
+    return f"""\
+faults:
+- {{kind: xid, at: {_BREAKS_AT}, gpu: {gpu}, code: 95}}
+- {{kind: recovery_action, at: {_BREAKS_AT}, gpu: {gpu}, action: 1}}  # the driver asks for a reset
+"""
+
+
 def free_port(preferred: int, avoid: Collection[int] = ()) -> int:
     """The preferred port of 127.0.0.1, or the next one that is free and not to be avoided."""
     for port in range(preferred, preferred + 50):
@@ -189,28 +208,10 @@ def reasons_of(exposition: str) -> list[str]:
     return [f"{reason:44} {count:8} claims" for reason, count in sorted(counts.items())]
 
 
-def _write(directory: str, name: str, text: str) -> Path:
-    path = Path(directory, name)
+def _write(directory: Path, name: str, text: str) -> Path:
+    path = directory / name
     path.write_text(text, encoding="utf-8")
     return path
-
-
-@contextlib.asynccontextmanager
-async def _child(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child in a session of its own, so that Ctrl-C reaches it through us and in order; stopped at the end."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
 
 
 async def _get(web: aiohttp.ClientSession, url: str, **parameters: str) -> aiohttp.ClientResponse | None:
@@ -284,13 +285,41 @@ async def _show_totals(web: aiohttp.ClientSession, agent: str, controller: str, 
         say(f"  {query.promql}")
 
 
+async def _show_fence_after(show: Coroutine[object, object, None], url: str, program: str, say: Say) -> None:
+    await show
+    await show_fence(url, program, say)
+
+
+async def show_fence(url: str, program: str, say: Say) -> None:
+    """The first taint, once it stands, and how one asks about it."""
+    api = ApiClient(OpenAccess(url))
+    notebook = Notebook(api, NAMESPACE, "claimscope-controller")
+    try:
+        async with asyncio.timeout(_FENCED_SECONDS):
+            while not (rules := (await command.overview(api, notebook)).rules):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(1)
+        uuid = rules[0].fence.uuid
+        say(f"\nA GPU that broke after {_BREAKS_AT} s: announced, and fenced by a controller with --taint-mode=enforce")
+        say(f"  {program} explain gpu {uuid} --api-server-url {url}")
+        for line in command.story_words(await command.gpu_story(api, notebook, uuid)).splitlines():
+            say(f"    {line}")
+        path = f"/api/v1/nodes/{rules[0].fence.node}"
+        for each in conditions.present_on(decode(await api.get(path), Node, path)).values():
+            if each.status == "True":
+                say(f"  condition {each.type} of node {rules[0].fence.node}: {each.message}")
+    except (ApiError, TimeoutError) as error:
+        say(f"\nno GPU is tainted yet: {error or 'nothing was found in time'}")
+    finally:
+        await api.close()
+
+
 def _agent_command(
-    agent: Agent, cluster: SimulatedCluster, directory: str, scenario: str | None
+    agent: Agent, cluster: SimulatedCluster, directory: Path, scenario: Path | None
 ) -> tuple[str, ...]:
     return (
         sys.executable, "-m", "claimscope", "agent",
         "--simulate", agent.profile,
-        *([] if scenario is None else ["--scenario", scenario]),
+        *([] if scenario is None else ["--scenario", str(scenario)]),
         "--simulation-start-monotonic-ns", str(cluster.start_monotonic_ns),
         "--api-server-url", cluster.url,
         "--lease-namespace", NAMESPACE,
@@ -312,9 +341,9 @@ def _controller_command(port: int, cluster: SimulatedCluster) -> tuple[str, ...]
     )
 
 
-async def _cluster(stack: contextlib.AsyncExitStack, profile: str, scenario: str | None) -> SimulatedCluster:
+async def _cluster(stack: contextlib.AsyncExitStack, profile: str, scenario: Path) -> SimulatedCluster:
     try:
-        played = None if scenario is None else load_scenario(Path(scenario))
+        played = load_scenario(scenario)
         return await stack.enter_async_context(
             SimulatedCluster.open(nodes_of(profile), clock=SystemClock(), scenario=played)
         )
@@ -335,21 +364,26 @@ def _ports(profile: str, say: Say) -> tuple[tuple[Agent, ...], int]:
     return tuple(agents), free_port(CONTROLLER_PORT, taken - {CONTROLLER_PORT})
 
 
-async def run(*, profile: str, scenario: str | None, seconds: float | None, say: Say) -> None:
+async def run(
+    *, profile: str, scenario: str | None, seconds: float | None, say: Say, program: str = "claimscope"
+) -> None:
     """Runs until cancelled, until `seconds` have passed, or until a part of it ends by itself."""
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(say, "\nstopped, nothing is left behind")
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-demo-"))
+        directory = stack.enter_context(work_directory(Path(tempfile.gettempdir())))
         web = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        cluster = await _cluster(stack, profile, scenario)
+        played = Path(scenario) if scenario is not None else _write(directory, "scenario.yaml", scenario_of(profile))
+        cluster = await _cluster(stack, profile, played)
         agents, controller_port = _ports(profile, say)
         controller = f"http://127.0.0.1:{controller_port}"
         children: dict[str, asyncio.subprocess.Process] = {}
         for place, agent in enumerate(agents):
-            command = _agent_command(agent, cluster, directory, scenario if place == 0 else None)
-            children[f"the agent of {agent.node}"] = await stack.enter_async_context(_child(*command))
+            words = _agent_command(agent, cluster, directory, played if place == 0 else None)
+            children[f"the agent of {agent.node}"] = await stack.enter_async_context(
+                child(*words, directory=directory)
+            )
         children["the controller"] = await stack.enter_async_context(
-            _child(*_controller_command(controller_port, cluster))
+            child(*_controller_command(controller_port, cluster), directory=directory)
         )
         await _all_ready(web, children, [*(agent.address for agent in agents), controller])
         say(f"api server  {cluster.url}  (simulated; `kubectl --server {cluster.url} get resourceclaims -A` works)")
@@ -359,15 +393,18 @@ async def run(*, profile: str, scenario: str | None, seconds: float | None, say:
         show, prometheus = await _prometheus(stack, web, directory, agents, controller_port, say)
         if prometheus is not None:
             children["Prometheus"] = prometheus
+        say(f"taints      {program} taints list --api-server-url {cluster.url}")
         until = "" if seconds is None else f", or wait {seconds:g} s"
         say(f"Ctrl-C stops everything{until}.")
+        if scenario is None:
+            show = _show_fence_after(show, cluster.url, program, say)
         await _until_end(children, show, seconds)
 
 
 async def _prometheus(
     stack: contextlib.AsyncExitStack,
     web: aiohttp.ClientSession,
-    directory: str,
+    directory: Path,
     agents: Sequence[Agent],
     controller_port: int,
     say: Say,
@@ -382,9 +419,9 @@ async def _prometheus(
         say(f"port {PROMETHEUS_PORT} is taken: Prometheus listens on {port}")
     file = _write(directory, "prometheus.yml", prometheus_config(agents, controller_port))
     server = await stack.enter_async_context(
-        _child(
+        child(
             program, f"--config.file={file}", f"--storage.tsdb.path={directory}/data",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+            f"--web.listen-address=127.0.0.1:{port}", "--log.level=error", directory=directory,
         )
     )
     address = f"http://127.0.0.1:{port}"

@@ -25,7 +25,7 @@ from claimscope.kube.processes import ProcessPods
 from claimscope.metrics.own import build_info, own
 from claimscope.metrics.spec import Split
 from claimscope.metrics.tables import QUANTITIES
-from claimscope.model import Holder, Inventory, Missing, Sample, Snapshot, Total, Window
+from claimscope.model import Holder, Inventory, Missing, ProcessUse, Sample, Snapshot, Total, Window
 from claimscope.nvml.wire import EventMessage, FromSampler, InventoryMessage, Status, WindowMessage
 from claimscope.web.application import Check, Readiness
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from claimscope.kube.lease import HeartbeatLease
     from claimscope.kube.podresources import PodResourcesError
     from claimscope.kube.structs import Listing, SliceDevice
+    from claimscope.localfence import LocalFencing
     from claimscope.nvml.supervisor import SupervisorState
     from claimscope.state import JournalState
 
@@ -83,6 +84,8 @@ class Node:
         self._appeared_ns: dict[str, int] = {}
         self._windows: dict[str, Window] = {}
         self._status: Status | None = None
+        self.shows_processes = True  # else they are only counted
+        self._processes: dict[str, tuple[ProcessUse, ...] | None] = {}
         self._listing: tuple[Listing, int] | None = None
         self._new_listing = asyncio.Event()
         self._slices: tuple[SliceDevice, ...] = ()
@@ -101,6 +104,7 @@ class Node:
         self._health_samples = HealthSamples()
         self._event_pods = ProcessPods()
         self.heartbeat: HeartbeatLease | None = None  # for what is shown of it; somebody else runs it
+        self.fencing: LocalFencing | None = None  # likewise; None: the controller fences
         self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
 
     # What the sampler says.
@@ -109,6 +113,9 @@ class Node:
         """Takes one message of the sampler."""
         match message:
             case WindowMessage(window=window):
+                self._processes[window.entity] = window.processes
+                if not self.shows_processes and window.processes is not None:
+                    window = dataclasses.replace(window, processes=None)
                 self._windows[window.entity] = window
                 self._ledger.observe(window, self._owners(window))
                 self._extremes.observe(window)
@@ -157,11 +164,31 @@ class Node:
         now_ns = self.clock.monotonic_ns()
         self._appeared_ns = {uuid: self._appeared_ns.get(uuid, now_ns) for uuid in known}
         self._windows = {uuid: window for uuid, window in self._windows.items() if uuid in known}
+        self._processes = {uuid: processes for uuid, processes in self._processes.items() if uuid in known}
         for uuid in self._owners_known.keys() - known:
             del self._owners_known[uuid], self._process_pods[uuid]
         if self.health is not None:
             self.health.inventory(inventory, now_ns, self.clock.wall_ns())
         self._new_listing.set()
+
+    def process_count(self) -> int | None:
+        """How many processes use the devices of this node; None where NVML does not tell of every one."""
+        inventory = self._inventory
+        if inventory is None or inventory.released or inventory.error is not None:
+            return None
+        cut = {device.entity.parent for device in inventory.devices}  # GPUs with MIG devices, which have the processes
+        told = [
+            self._processes.get(device.entity.uuid)
+            for device in inventory.devices
+            if device.entity.uuid not in cut and not {device.entity.uuid, device.entity.parent} & inventory.lost.keys()
+        ]
+        known = [each for each in told if each is not None]
+        return sum(map(len, known)) if known and len(known) == len(told) else None
+
+    @property
+    def released(self) -> bool:
+        """Whether NVML has been let go on request."""
+        return self._inventory is not None and self._inventory.released
 
     # What the kubelet and the API server say.
 
@@ -440,6 +467,8 @@ class Node:
                 yield own("heartbeat_last_success_timestamp_seconds", self.heartbeat.renewed_wall)
             for why, count in sorted(self.heartbeat.errors.items(), key=lambda item: item[0].value):
                 yield own("heartbeat_errors_total", count, why.value)
+        if self.fencing is not None:
+            yield from self.fencing.samples()
         if self._journal_wall_ns is not None:
             yield own("journal_last_success_timestamp_seconds", self._journal_wall_ns / 1e9)
 

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from claimscope.model import Device, Event, Window
+from claimscope.model import Device, Window
 
 
 class Severity(enum.Enum):
@@ -72,7 +72,6 @@ class Look:
     lost: str | None = None  # why the device does not answer, as the inventory says
     boot_seconds: float = float("inf")  # since this machine booted
     driver_seconds: float = float("inf")  # since the driver was loaded, or this GPU was reset
-    events: tuple[Event, ...] = ()  # of this device since the last look, de-duplicated over all sources
     links_seen: frozenset[str] = frozenset()  # NVLinks that were up since this machine booted: "nvlink_up/3"
     peer_clock: float | None = None  # median SM clock of busy GPUs of this model on this node; None: too few of them
 
@@ -85,7 +84,7 @@ class Judgement:
     evidence: Mapping[str, str] = field(default_factory=dict)  # what was found: "width": "4 of 16"
     severity: Severity | None = None  # another one than the rule's own, where the evidence decides
     weight: float = 1.0  # what a minute counts for in a window of minutes: the part of it, or a number of errors
-    clean: bool = True  # False: it does not hold, and is too close to it, or too idle, to count as clean
+    clean: bool = True  # False: it does not hold, and is too close to it, too idle, or not told, to count as clean
     provisional: bool = False  # the driver's own verdict is waited for, and may make it milder
 
 

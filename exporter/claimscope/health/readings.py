@@ -13,7 +13,8 @@ from claimscope.model import Missing, Window
 NO = Judgement(holds=Holds.NO)
 NOT_CLEAN = Judgement(holds=Holds.NO, clean=False)
 UNKNOWN = Judgement(holds=Holds.UNKNOWN)
-NOT_APPLICABLE = Judgement(holds=Holds.NOT_APPLICABLE)
+NOT_APPLICABLE = Judgement(holds=Holds.NOT_APPLICABLE)  # it cannot have this fault now
+ABSENT = Judgement(holds=Holds.NOT_APPLICABLE, clean=False)  # it does not tell: what was known before stands
 
 NVLINKS: tuple[str, ...] = tuple(f"nvlink_up/{link}" for link in range(18))
 
@@ -75,7 +76,7 @@ def yes(
 
 def absent(window: Window, key: str) -> Judgement:
     """A reading is not there: because the device has no such thing, or because it could not be read."""
-    return NOT_APPLICABLE if window.missing.get(key) is Missing.UNSUPPORTED else UNKNOWN
+    return ABSENT if window.missing.get(key) is Missing.UNSUPPORTED else UNKNOWN
 
 
 def number(value: float) -> str:
@@ -104,7 +105,7 @@ def rise(look: Look, keys: tuple[str, ...]) -> tuple[float, dict[str, str]] | Ju
         return total, risen
     window = look.window
     if window is not None and all(window.missing.get(key) is Missing.UNSUPPORTED for key in keys):
-        return NOT_APPLICABLE
+        return ABSENT
     return UNKNOWN
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from claimscope.health import conditions, link_conditions, load_conditions
 from claimscope.health.model import Judgement, Look, Severity, Survives
-from claimscope.health.thresholds import BY_NAME, Thresholds
+from claimscope.health.thresholds import Thresholds
 
 Condition = Callable[[Look, Thresholds], Judgement]
 
@@ -371,7 +371,8 @@ RULE_BY_KEY: Mapping[str, Rule] = MappingProxyType({rule.key: rule for rule in R
 # What is known to tell of a fault and is not judged here, and why.
 NOT_JUDGED: tuple[tuple[str, str], ...] = (
     ("nvlink_bit_error_rate", "effective and symbol bit error rates (NVLink 5) are not among the readings"),
-    ("pcie_aer_of_the_kernel", "/sys/bus/pci/devices/*/aer_dev_* is not read; the driver's own PCIe counters are"),
+    ("pcie_aer_of_the_kernel", "/sys/bus/pci/devices/*/aer_dev_* and the kernel log's AER lines: the driver's own"
+     " counters of the same errors are judged"),
     ("inforom", "nvmlDeviceValidateInforom reads the board's flash and is too heavy for a sampler"),
     ("unrepairable_memory", "nvmlDeviceGetUnrepairableMemoryFlag is not among the readings; XID 64 and the recovery"
      " action tell of the same fault"),
@@ -382,16 +383,3 @@ NOT_JUDGED: tuple[tuple[str, str], ...] = (
     ("imex_domain", "healthy idle nodes have it not ready (NVIDIA/DCGM#308)"),
     ("processes_against_pods", "a process without a pod is no fault of the GPU"),
 )  # fmt: skip
-
-
-def thresholds_of(rule: Rule) -> tuple[str, ...]:
-    """Names of the thresholds of a row's window, hold and clean time."""
-    match rule.window:
-        case Steady(seconds):
-            names: tuple[str, ...] = (seconds,)
-        case Minutes(need, of):
-            names = (need, of)
-        case First():
-            names = ()
-    names += (rule.hold,) if rule.clean is None else (rule.hold, rule.clean)
-    return tuple(name for name in names if name in BY_NAME)

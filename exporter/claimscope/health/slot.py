@@ -75,7 +75,6 @@ class Slot:
     stale: bool = False
     lost: str | None = None
     lost_ns: int | None = None  # until when a lost look was judged
-    absent_since_ns: int | None = None
     proof: dict[str, float] = field(default_factory=dict)
     links_seen: frozenset[str] = frozenset()
     bursts: dict[int, tuple[Burst, ...]] = field(default_factory=dict)
@@ -207,7 +206,7 @@ def show(slot: Slot, rules: Mapping[str, Rule]) -> DeviceHealth:
     findings = tuple(
         Finding(
             uuid=slot.uuid, rule=key, severity=track.severity, state=track.state,
-            since_wall_ns=track.since_wall_ns, evidence=dict(track.evidence), clears=rules[key].clears,
+            since_wall_ns=track.since_wall_ns, evidence=dict(track.evidence), clears=_clears(rules[key], track),
             systemic=track.systemic,
         )
         for key, track in slot.tracks.items()
@@ -219,6 +218,14 @@ def show(slot: Slot, rules: Mapping[str, Rule]) -> DeviceHealth:
         states={key: track.state for key, track in slot.tracks.items()},
         serial=slot.serial, parent=slot.device.entity.parent,
     )  # fmt: skip
+
+
+def _clears(rule: Rule, track: Track) -> str:
+    if not track.flapping:
+        return rule.clears
+    if not rule.latches:
+        return "It came and went too often: a GPU reset, a reboot, or an acknowledgement."
+    return "It came back after several resets within a day: a reboot, or an acknowledgement."
 
 
 def to_state(slot: Slot) -> SlotState:

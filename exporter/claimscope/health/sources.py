@@ -9,90 +9,37 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from claimscope.health.kmsg import KernelLog, KernelLogCounts, KernelLogError, KernelReport, open_kernel_log
 from claimscope.health.thresholds import ThresholdError, Thresholds
 from claimscope.health.watch import HealthWatch
 from claimscope.metrics.own import own
 from claimscope.model import Sample
+from claimscope.watchedfile import WatchedFile
+from claimscope.yamlfile import ConfigError, read_mapping
 
 logger = logging.getLogger(__name__)
 
-MAX_FILE_BYTES = 1 << 20
 FILE_NS = 2_000_000_000  # how often the file of thresholds is looked at
 REOPEN_NS = 60_000_000_000
 _CHUNK_BYTES = 1 << 16
 
 
-class ThresholdsFile:
-    """The numbers of a YAML file. One that cannot be used changes nothing and is said once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._error: str | None = None
-
-    @property
-    def up(self) -> bool:
-        """The numbers in force are those of the file as it is."""
-        return self._error is None
-
-    def poll(self) -> Thresholds | None:
-        """The numbers, where the file has changed since the last look and can be used."""
-        try:
-            found = self._path.stat()
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if seen == self._seen:
-                return None
-            text = self._path.read_bytes()
-        except OSError as error:
-            self._seen = None
-            self._say(f"{self._path}: {error.strerror}")
-            return None
-        self._seen = seen
-        try:
-            thresholds = read_thresholds(text, str(self._path))
-        except ThresholdError as error:
-            self._say(str(error))
-            return None
-        logger.info("health thresholds of %s are in force", self._path)
-        self._error = None
-        return thresholds
-
-    def _say(self, error: str) -> None:
-        if error != self._error:
-            logger.error("%s; the thresholds of before stay in force", error)
-        self._error = error
+def thresholds_file(path: Path) -> WatchedFile[Thresholds]:
+    """The numbers of a YAML file."""
+    return WatchedFile(path, lambda content: read_thresholds(content, str(path)), about="the file of thresholds")
 
 
-def read_thresholds(text: bytes, name: str) -> Thresholds:
-    """The numbers of a YAML text; raises ThresholdError with the line."""
-    if len(text) > MAX_FILE_BYTES:
-        raise ThresholdError(f"{name}: more than {MAX_FILE_BYTES} bytes: this is no file of thresholds")
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f"{name}:{mark.line + 1}" if mark is not None else name
-        raise ThresholdError(f"{at}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ThresholdError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    if root is None:
+def read_thresholds(text: bytes | str, name: str) -> Thresholds:
+    """The numbers of a YAML text. Raises ConfigError with file, line and column."""
+    found = read_mapping(text, name)
+    if found is None:
         return Thresholds()
-    if not isinstance(root, yaml.MappingNode):
-        raise ThresholdError(f"{name}:{root.start_mark.line + 1}: expected `threshold: number` lines")
+    keys = {key.value: key for key, _ in found.pairs()}
     try:
-        return Thresholds.from_mapping({str(key): value for key, value in values.items()})
+        return Thresholds.from_mapping(found.values)
     except ThresholdError as error:
-        lines = (
-            key.start_mark.line + 1
-            for key, _ in root.value
-            if isinstance(key, yaml.ScalarNode) and f"{key.value}: " in str(error)
-        )
-        line = next(lines, root.start_mark.line + 1)
-        raise ThresholdError(f"{name}:{line}: {error}") from error
+        wrong = next((key for name, key in keys.items() if f"{name}: " in str(error)), found.root)
+        raise ConfigError(f"{found.at(wrong)}: {error}") from error
 
 
 class KernelLogSource:
@@ -195,7 +142,9 @@ class RecordedLines:
 class HealthSources:
     """Both of them, as far as they are configured."""
 
-    def __init__(self, *, thresholds: ThresholdsFile | None = None, kernel_log: KernelLogSource | None = None) -> None:
+    def __init__(
+        self, *, thresholds: WatchedFile[Thresholds] | None = None, kernel_log: KernelLogSource | None = None
+    ) -> None:
         self._thresholds = thresholds
         self._kernel_log = kernel_log
         self._looked_ns: int | None = None

@@ -112,7 +112,8 @@ def advance(
 ) -> Change | None:
     """Takes one judgement about `span` seconds."""
     holds = judged.holds
-    if holds in _NEITHER:
+    cannot_have = holds is Holds.NOT_APPLICABLE and judged.clean
+    if holds in _NEITHER and not (track.stands and cannot_have):
         if not track.stands:
             track.state = _NEITHER[holds]
             if holds is Holds.NOT_APPLICABLE:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from claimscope.health.engine import EngineState, HealthEngine, Transition
+from claimscope.health.engine import HealthEngine
 from claimscope.health.kernel_lines import LineKind
 from claimscope.health.kmsg import KernelReport
+from claimscope.health.ledger import Transition
 from claimscope.health.merger import EventMerger, Fault
 from claimscope.health.model import DeviceHealth, Severity
+from claimscope.health.restore import EngineState
 from claimscope.health.rules import RULES
 from claimscope.health.systemic import NodeFinding
 from claimscope.health.thresholds import Thresholds
@@ -86,7 +88,9 @@ class HealthWatch:
         self._devices: Mapping[str, Device] = {}
         self._driver_away = False
         self._ticked_ns: int | None = None
-        self._read_sequence = self._settled_sequence = None if journal is None else journal.kernel_sequence
+        # Records are numbered anew with each boot.
+        seen = journal.kernel_sequence if journal is not None and journal.engine.boot_id == boot_id else None
+        self._read_sequence = self._settled_sequence = seen
         self._began: Counter[tuple[str, Severity]] = Counter()
         self._started_wall_ns = wall_ns
 

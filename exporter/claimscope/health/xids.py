@@ -19,7 +19,6 @@ from claimscope.health.model import Survives
 
 FALLEN_OFF_BUS: Final = 79
 RECOVERY_ACTION_CHANGED: Final = 154
-REPEATS_WITHIN_SECONDS: Final = 86_400.0
 
 
 class Verdict(enum.Enum):
@@ -74,11 +73,6 @@ class XidRow:
     cleared_by: int | None = None  # another code that takes it back
     detail_of: int | None = None  # another code that it explains
     known: bool = True  # False: not documented, or of GPUs and drivers long gone
-
-    @property
-    def needs_acknowledgement(self) -> bool:
-        """Neither a reset nor a reboot proves it repaired: a person has to say so."""
-        return self.survives is Survives.REBOOT
 
 
 _OFTEN_FROM_TWO_PODS = Repeat(bursts=3, pods=2)

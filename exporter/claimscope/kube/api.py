@@ -202,6 +202,17 @@ class Kubeconfig:
         )
 
 
+def access_source(
+    kubeconfig: str | None, api_server_url: str | None, environ: Mapping[str, str], clock: Clock
+) -> AccessSource:
+    """The way to the API server that the settings name, else the pod's own. Raises ApiError where there is none."""
+    if api_server_url is not None:
+        return OpenAccess(api_server_url)
+    if kubeconfig is not None:
+        return Kubeconfig(Path(kubeconfig), clock)
+    return InCluster(environ, clock)
+
+
 class ApiClient:
     """Requests to the API server over kept connections. The HTTP session is made at the first request."""
 

@@ -23,6 +23,7 @@ from claimscope.kube.objects import (
     DeviceAllocation,
     DeviceResult,
     Node,
+    NodeInfo,
     OwnerReference,
     Pod,
     PodClaimStatus,
@@ -127,9 +128,10 @@ class Sharing:
             spec=self.of("node spec", node.spec),
             status=replace(
                 node.status,
+                capacity=_words(node.status.capacity),
                 allocatable=_words(allocatable),
                 conditions=_all(_condition, node.status.conditions),
-                node_info=self.of("node info", node.status.node_info),
+                node_info=_node_info(node.status.node_info),
             ),
         )
 
@@ -160,6 +162,10 @@ def _word(text: str | None) -> str | None:
 
 def _words(table: dict[str, str] | None) -> dict[str, str] | None:
     return table and {_intern(name): _intern(value) for name, value in table.items()}
+
+
+def _node_info(info: NodeInfo) -> NodeInfo:
+    return replace(info, kubelet_version=_intern(info.kubelet_version))
 
 
 def _owner(owner: OwnerReference) -> OwnerReference:

@@ -93,6 +93,15 @@ def pod_matters(pod: objects.Pod) -> bool:
     )
 
 
+def _names_devices(rule: objects.DeviceTaintRule) -> bool:
+    """False for rules that select by class or expression, as they could in v1alpha3 until Kubernetes 1.34.
+
+    What they taint is not known here; without those fields they would look as if they tainted every device.
+    """
+    selector = rule.spec.device_selector
+    return selector is None or not (selector.device_class_name or selector.selectors)
+
+
 def _anything(_: Any) -> bool:  # noqa: ANN401 - of whatever kind the row is
     return True
 
@@ -145,8 +154,8 @@ def watched_kinds(own_namespace: str) -> tuple[WatchedKind, ...]:
             about="a missing template is not recognised as a cause",
         ),
         WatchedKind(
-            name="devicetaintrules", group=resource, versions=("v1", "v1beta2"), plural="devicetaintrules",
-            kind=objects.DeviceTaintRule, required=False,
+            name="devicetaintrules", group=resource, versions=(*RESOURCE_VERSIONS, "v1alpha3"),
+            plural="devicetaintrules", kind=objects.DeviceTaintRule, keep=_names_devices, required=False,
             about="taints by rule are unknown (the API is on by default from Kubernetes 1.37)",
         ),
         WatchedKind(

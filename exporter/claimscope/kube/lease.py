@@ -393,15 +393,30 @@ class HeartbeatLease:
         *,
         beat_seconds: float = 60.0,
         change_seconds: float = 5.0,
+        changes_at_once: int = 5,
         first_wait_seconds: float = 2.0,
         jitter: Callable[[], float] = random.random,
+        keeps: Callable[[str], bool] | None = None,
+        asks: str = "",
+        asked_seconds: float = 10.0,
     ) -> None:
+        """`keeps` tells the annotations that others write: they stay.
+
+        By the one named `asks` something is asked of this agent: while it is there the Lease is renewed, and so read,
+        each `asked_seconds`.
+        """
         self._object = _LeaseObject(api, namespace, name)
         self._identity = identity
+        self._keeps = keeps
+        self._asks = asks
+        self._asked = ""
+        self._asked_seconds = asked_seconds
         self._labels = {COMPONENT_LABEL: "agent", **labels}
         self._clock = clock
         self._beat_seconds = beat_seconds
-        self._change_seconds = change_seconds
+        self._change_seconds = change_seconds  # of changes in the long run, one in so long ...
+        self._ahead_seconds = (changes_at_once - 1) * change_seconds  # ... but a few after a quiet time at once
+        self._change_due = float("-inf")  # when the next change is written, if all come evenly; the loop's time
         self._jitter = jitter
         self._back_off = BackOff(first_wait_seconds, jitter)
         self._troubles = _Troubles(f"the heartbeat {namespace}/{name}")
@@ -420,8 +435,17 @@ class HeartbeatLease:
         """When the API server last took it, Unix seconds."""
         return self._renewed_wall
 
+    @property
+    def asked(self) -> str:
+        """What is asked of this agent, as it was last read; "" for nothing."""
+        return self._asked
+
+    async def look(self) -> None:
+        """Reads what there is before anything is written. Raises ApiError."""
+        self._saw(await self._object.read())
+
     def set_annotations(self, annotations: Mapping[str, str]) -> None:
-        """From now on the lease carries these, and no others; a change is written soon."""
+        """From now on the lease carries these, and none but what it keeps; a change is written soon."""
         if annotations != self._annotations:
             self._annotations = dict(annotations)
             self._changed.set()
@@ -439,26 +463,45 @@ class HeartbeatLease:
                 continue
             self._troubles.over()
             self._back_off.reset()
-            await asyncio.sleep(self._change_seconds)
-            pause = self._beat_seconds * (0.9 + 0.2 * self._jitter()) - self._change_seconds
+            seconds = min(self._asked_seconds, self._beat_seconds) if self.asked else self._beat_seconds
+            pause = seconds * (0.9 + 0.2 * self._jitter())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(pause, 0.0)):
                     await self._changed.wait()
+                    await self._turn()
+
+    async def _turn(self) -> None:
+        """Waits until one change more may be written: what flaps must not write each time."""
+        now = asyncio.get_running_loop().time()
+        earliest = max(self._change_due, now - self._ahead_seconds)
+        self._change_due = earliest + self._change_seconds
+        await asyncio.sleep(earliest - now)
 
     async def _write(self) -> None:
         found = self._found if self._found is not None else await self._object.read()
         try:
-            self._found = await self._put(found)
+            self._saw(await self._put(found))
         except ApiError as error:
             if error.reason not in (ApiReason.CONFLICT, ApiReason.NOT_FOUND) or found is None:
                 raise
             self._troubles.counts[error.reason] += 1  # somebody else changed or deleted it since
-            self._found = await self._put(await self._object.read())
+            self._saw(await self._put(await self._object.read()))
         self._renewed_wall = self._clock.wall_ns() / 1e9
 
+    def _saw(self, found: _Found | None) -> None:
+        self._found = found
+        notes = {} if found is None else found.lease.metadata.annotations or {}
+        self._asked = notes.get(self._asks, "")
+
     async def _put(self, found: _Found | None) -> _Found:
-        labels = found.raw["metadata"].get("labels") or {} if found is not None else {}
-        metadata = {"annotations": self._annotations, "labels": {**labels, **self._labels}}
+        before = found.raw["metadata"] if found is not None else {}
+        keeps = self._keeps
+        others = {} if keeps is None else (before.get("annotations") or {})
+        kept = {name: text for name, text in others.items() if keeps is not None and keeps(name)}
+        metadata = {
+            "annotations": {**kept, **self._annotations},
+            "labels": {**(before.get("labels") or {}), **self._labels},
+        }
         if found is None:
             return await self._object.create(self._spec(), metadata)
         return await self._object.replace(found, self._spec(), metadata)

@@ -147,6 +147,7 @@ class Condition(_Struct, frozen=True, rename="camel"):
     reason: str = ""
     message: str = ""
     last_transition_time: str | None = None
+    observed_generation: int = 0  # 0: not said
 
 
 # --- ResourceSlice ---
@@ -327,6 +328,7 @@ class Toleration(_Struct, frozen=True, rename="camel"):
     operator: str = ""  # Exists, Equal; empty: Equal
     value: str = ""
     effect: str = ""  # empty: every effect
+    toleration_seconds: int | None = None  # of NoExecute alone; None: for ever
 
 
 class CapacityRequirements(_Struct, frozen=True):
@@ -668,6 +670,8 @@ class RuleSelector(_Struct, frozen=True):
     driver: str | None = None
     pool: str | None = None
     device: str | None = None
+    device_class_name: str | None = msgspec.field(name="deviceClassName", default=None)  # v1alpha3 until 1.34
+    selectors: list[msgspec.Raw] | None = None  # likewise
 
 
 class RuleSpec(_Struct, frozen=True, rename="camel"):
@@ -702,26 +706,40 @@ class NodeSpec(_Struct, frozen=True):
     """spec of a node."""
 
     unschedulable: bool | None = None
+    taints: Sequence[Taint] | None = None  # core/v1 Taint has the fields of a device taint
 
 
 class NodeInfo(_Struct, frozen=True, rename="camel"):
     """status.nodeInfo."""
 
     kubelet_version: str = ""
+    boot_id: str = msgspec.field(name="bootID", default="")
 
 
 class NodeStatus(_Struct, frozen=True, rename="camel"):
     """status of a node."""
 
+    capacity: dict[str, str] | None = None
     allocatable: dict[str, str] | None = None
     conditions: Sequence[Condition] | None = None
     node_info: NodeInfo = NodeInfo()
 
 
+class NodeNotes(_Struct, frozen=True):
+    """Our own annotations of a node; the others are large and not read."""
+
+    taints: str | None = msgspec.field(name="claimscope.io/node-taints", default=None)
+    maintenance: str | None = msgspec.field(name="claimscope.io/maintenance", default=None)
+    maintenance_by: str | None = msgspec.field(name="claimscope.io/maintenance-by", default=None)
+    maintenance_deadline: str | None = msgspec.field(name="claimscope.io/maintenance-deadline", default=None)
+    maintenance_unverified: str | None = msgspec.field(name="claimscope.io/maintenance-unverified", default=None)
+
+
 class NodeMeta(Meta, frozen=True, rename="camel"):
-    """metadata of a node; its labels decide node selectors, its annotations are large and not read."""
+    """metadata of a node; its labels decide node selectors."""
 
     labels: dict[str, str] | None = None
+    annotations: NodeNotes | None = None
 
 
 class Node(_Struct, frozen=True):

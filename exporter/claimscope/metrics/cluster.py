@@ -107,6 +107,9 @@ _ROWS = (
     _row("dra_device_taints_applied_total", _COUNTER, ("key", "effect"),
          "Taints that claimscope put on devices by a DeviceTaintRule."),
     _row("dra_taint_fences", _GAUGE, ("severity", "effect"), "DeviceTaintRules of claimscope that stand."),
+    _row("dra_node_taints", _GAUGE, ("key", "effect"), "Taints of claimscope on Nodes, for GPUs that no rule reaches."),
+    _row("dra_gpu_nodes", _GAUGE, ("agent",),
+         "Nodes with GPUs or an agent: whose agent is heard, silent (what it found stands), or was never there."),
     _row("dra_taint_held", _GAUGE, ("reason",),
          "Taints that are wanted, and held back or weakened for a budget or another reason."),
     _row("dra_taint_budget_used", _GAUGE, ("scope",),
@@ -116,6 +119,16 @@ _ROWS = (
     _row("dra_taint_rule_ineffective", _GAUGE, ("rule",),
          "1 for a DeviceTaintRule of claimscope of which the cluster has said nothing in its status for a minute: the "
          "feature gate is off, or its controller does not run."),
+    # Maintenance.
+    _row("dra_node_maintenance_state", _GAUGE, ("node", "state"),
+         "1 for how far the maintenance is that somebody asked for on the node: waiting_for_budget, announced, "
+         "waiting_for_claims, waiting_for_processes, waiting_for_agent, ready, verifying, verify_failed, lifting."),
+    _row("dra_node_maintenance_deadline_missed", _GAUGE, ("node",),
+         "1 where the deadline of a maintenance has passed and the node is not ready for it."),
+    _row("dra_node_maintenance_holders", _GAUGE, ("node",),
+         "Reserved claims, and pods with GPUs of a device plugin, that a maintenance of the node waits for."),
+    _row("dra_node_maintenance_start_timestamp_seconds", _GAUGE, ("node",),
+         "Unix time at which the maintenance of the node began.", _SECONDS),
     # Quota.
     _row("dra_quota_devices", _GAUGE, ("namespace", "resourcequota", "deviceclass", "type"),
          "Devices of a class that a quota allows (hard) and counts (used)."),

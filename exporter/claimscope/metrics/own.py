@@ -6,9 +6,11 @@ web side.
 
 from __future__ import annotations
 
+import dataclasses
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from claimscope.metrics import controller
 from claimscope.metrics.spec import Family, Type, Unit
 from claimscope.model import Sample
 
@@ -96,6 +98,12 @@ _ROWS = (
     _counter("kernel_log_lost_records_total", "Records of the kernel log that were overwritten before they were read."),
     _counter(
         "kernel_log_ignored_total", "Lines about GPUs that a process wrote into the kernel log and nobody trusts."
+    ),
+    # Fencing with --taint-writer=local, in the controller's words.
+    *(
+        dataclasses.replace(family, name=PREFIX + family.name.removeprefix(controller.PREFIX))
+        for family in controller.FAMILIES.values()
+        if family.name.startswith(f"{controller.PREFIX}taint_")
     ),
     # Journal.
     _counter("journal_writes_total", "Attempts to write the journal of accounts.", "result"),

@@ -28,6 +28,7 @@ from claimscope.nvml.library import (
     error_name,
     explain,
 )
+from claimscope.nvml.wire import is_unnamed
 
 Mark = Callable[[int, str], None]
 
@@ -251,8 +252,12 @@ def enumerate_gpus(
     failed: dict[int, str] = {}
     unsure: set[str] = set()
     skipped = {index: uuid for uuid, index in quarantine.items()}
-    for uuid in quarantine:
-        lost[uuid] = "quarantined: a driver call on it did not come back; it is tried again later"
+    for uuid, index in quarantine.items():
+        reason = "quarantined: a driver call on it did not come back; it is tried again later"
+        if is_unnamed(uuid):
+            failed[index] = reason
+        else:
+            lost[uuid] = reason
     for index in range(count):
         if index in skipped:
             continue

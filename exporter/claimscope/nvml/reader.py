@@ -589,14 +589,23 @@ class EntityReader:
         self._burst = False
         self._process_reader: ProcessReader | None = None
         self._reprobe_ns = 0
-        if "processes" in catalog.collectors and not has_mig:
-            self._process_reader = ProcessReader(library, found.pointer, mig=self._mig is not None)
+        self.count_processes(False)
 
     @property
     def waiting(self) -> int:
         """Samples of the fastest group that have not been folded."""
         groups = self.fast_groups or self.tick_groups
         return len(groups[0].times) if groups else 0
+
+    def count_processes(self, on: bool) -> None:
+        """Has the processes read, or no more where no collector asks for them."""
+        wanted = (on or "processes" in self._catalog.collectors) and not self._has_mig
+        if not wanted:
+            self._process_reader = self.processes = None
+            self._due.pop(Tier.EVENT, None)
+        elif self._process_reader is None:
+            self._process_reader = ProcessReader(self._library, self.found.pointer, mig=self._mig is not None)
+            self._due[Tier.EVENT] = self.due_ns = 0
 
     # Building
 

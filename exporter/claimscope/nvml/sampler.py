@@ -43,6 +43,7 @@ from claimscope.nvml.wire import (
     Acquire,
     Burst,
     CallCost,
+    CountProcesses,
     EventMessage,
     FromSampler,
     InventoryMessage,
@@ -51,6 +52,7 @@ from claimscope.nvml.wire import (
     Status,
     ToSampler,
     WindowMessage,
+    is_unnamed,
 )
 
 HEARTBEAT_BYTES = 64
@@ -165,6 +167,7 @@ class Sampler:
         self._epoch = 0
         self._library: Library | None = None
         self._open = False
+        self._counts_processes = False
         self._released = False
         self._error: str | None = None
         self._versions: tuple[str | None, str | None, str | None] = (None, None, None)
@@ -321,6 +324,10 @@ class Sampler:
                     self._try_open()
             case Burst(hz=hz, seconds=seconds):
                 self._start_burst(min(hz, MAX_BURST_HZ), min(seconds, MAX_BURST_SECONDS))
+            case CountProcesses(on=on):
+                self._counts_processes = on
+                for entity in self._entities:
+                    entity.count_processes(on)
             case Settings() as settings:
                 self._change(settings)
 
@@ -425,7 +432,9 @@ class Sampler:
         self._error = None
         driver = library.version(pynvml.nvmlSystemGetDriverVersion)
         self._versions = (driver, library.version(pynvml.nvmlSystemGetNVMLVersion), library.cuda_version())
-        self._known.update(settings.quarantine)
+        self._known.update(
+            (uuid, index) for uuid, index in settings.quarantine.items() if not is_unnamed(uuid)
+        )
         mig_before = {uuid: device.mig_enabled for uuid, device in self._devices.items()}
         walk = inventory.enumerate_gpus(self._mark, settings.quarantine, self._known, path, mig_before)
         self._lost = dict(walk.lost)
@@ -492,6 +501,7 @@ class Sampler:
                 loaded, one, catalog, has_mig=uuid in parents, epoch=self._epoch
             )
             self._devices[uuid] = device
+            entity.count_processes(self._counts_processes)
             entity.fold_at = FOLD_AT + 2 * (place % 8)  # at high rates, in turns
             self._entities.append(entity)
             # Entities take turns within the second, so that their slow readings do not fall on one tick.

@@ -32,6 +32,7 @@ from claimscope.nvml.wire import (
     EVENT_WAIT_NUMBER,
     Acquire,
     Burst,
+    CountProcesses,
     FromSampler,
     InventoryMessage,
     Release,
@@ -39,10 +40,13 @@ from claimscope.nvml.wire import (
     Status,
     ToSampler,
     WindowMessage,
+    unnamed,
 )
 
 logger = logging.getLogger(__name__)
 
+# Of messages of one kind that the socket did not take yet, only the newest waits.
+_KINDS = {Release: "nvml", Acquire: "nvml", Burst: "burst", CountProcesses: "processes", Settings: "settings"}
 HEARTBEAT_BYTES = 64
 EXIT_LIBRARY_CHANGED = 18
 MAX_PACKET = 1 << 20
@@ -214,6 +218,7 @@ class Supervisor:
         self._inventory: Inventory | None = None
         self._index_of: dict[str, int] = {}  # uuid -> NVML index of every GPU seen, the newest last
         self._released = False
+        self._counts_processes = False
         self._unsent: dict[str, ToSampler] = {}  # kind -> the newest message that the socket did not take yet
 
     # What others see and ask
@@ -253,6 +258,11 @@ class Supervisor:
         """Takes NVML up again."""
         self._released = False
         self._send(Acquire())
+
+    def count_processes(self, on: bool) -> None:
+        """Has the processes on each device told, whatever the collectors say; holds over restarts of the sampler."""
+        self._counts_processes = on
+        self._send(CountProcesses(on=on))
 
     def burst(self, hz: float, seconds: float) -> None:
         """Samples the few fast quantities at `hz` for `seconds`."""
@@ -305,6 +315,8 @@ class Supervisor:
         self._child = child
         self._unsent.clear()
         self._send_settings()
+        if self._counts_processes:
+            self._send(CountProcesses(on=True))
         if self._released:
             self._send(Release())
         asyncio.get_running_loop().add_reader(ours.fileno(), self._receive, child)
@@ -418,10 +430,11 @@ class Supervisor:
     def _quarantine(self, mark: int, now: int, what: str) -> None:
         index, number = (mark >> 32) - 1, mark & 0xFFFFFFFF
         call = call_name(number)
-        uuid = next((known for known, at in reversed(self._index_of.items()) if at == index), None)
-        if index < 0 or uuid is None:
-            logger.error("the sampler is stuck in %s, which names no known GPU: replacing it", call or "its own code")
+        if index < 0:
+            logger.error("the sampler is stuck in %s, which names no GPU: replacing it", call or "its own code")
             return
+        # One that hangs since before anybody could ask it has no uuid here.
+        uuid = next((known for known, at in reversed(self._index_of.items()) if at == index), None) or unnamed(index)
         before = self._hung.get(uuid)
         times = before.times + 1 if before is not None else 1
         seconds = min(self._quarantine_seconds * 2 ** (times - 1), QUARANTINE_MAX_SECONDS)
@@ -451,7 +464,7 @@ class Supervisor:
 
     def _send(self, message: ToSampler) -> None:
         """Now, or as soon as the socket takes it; of each kind only the newest waits."""
-        kind = {Release: "nvml", Acquire: "nvml", Burst: "burst", Settings: "settings"}[type(message)]
+        kind = _KINDS[type(message)]
         self._unsent.pop(kind, None)
         self._unsent[kind] = message
         self._send_unsent()

@@ -19,6 +19,17 @@ SPECIAL_CALLS = (
     "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetProcessUtilization", "nvmlGpmQueryDeviceSupport",
 )
 EVENT_WAIT_NUMBER = 1 + SPECIAL_CALLS.index("nvmlEventSetWait_v2")
+_UNNAMED = "unnamed GPU "
+
+
+def unnamed(index: int) -> str:
+    """Stands for the uuid of a GPU that was never heard to say it: its calls hang since before anybody asked."""
+    return f"{_UNNAMED}{index}"
+
+
+def is_unnamed(uuid: str) -> bool:
+    """Whether this stands for one."""
+    return uuid.startswith(_UNNAMED)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
@@ -55,6 +66,12 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True, tag="burst"):
 
     hz: float = 100.0
     seconds: float = 10.0
+
+
+class CountProcesses(msgspec.Struct, frozen=True, kw_only=True, tag="count_processes"):
+    """To the sampler: tell the processes on each device, whatever the collectors say, or no more."""
+
+    on: bool
 
 
 class CallCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,5 +120,5 @@ class InventoryMessage(msgspec.Struct, frozen=True, tag="inventory"):
     inventory: Inventory
 
 
-ToSampler = Settings | Release | Acquire | Burst
+ToSampler = Settings | Release | Acquire | Burst | CountProcesses
 FromSampler = WindowMessage | EventMessage | InventoryMessage | Status

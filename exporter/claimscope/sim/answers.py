@@ -6,6 +6,7 @@ What an architecture or a driver branch does not have stays out and is then answ
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,10 +28,12 @@ from claimscope.sim.scenario import (
     AnswerFault,
     CrashFault,
     EccFault,
+    FabricFault,
     Fault,
     HangFault,
     NvlinkDownFault,
     NvlinkErrorsFault,
+    NvlinkRecoveryFault,
     RecoveryActionFault,
     ReturnCodeFault,
     SlowFault,
@@ -416,10 +419,12 @@ def _nvlink(
         for fault in faults
         if isinstance(fault, NvlinkDownFault) and (fault.duration is None or t_seconds < fault.at + fault.duration)
     }
-    errors: dict[int, int] = {}
+    errors, recovered, failed = Counter[int](), Counter[int](), Counter[int]()
     for fault in faults:
         if isinstance(fault, NvlinkErrorsFault) and fault.at >= reset:
-            errors[fault.link] = errors.get(fault.link, 0) + fault.count
+            errors[fault.link] += fault.count
+        elif isinstance(fault, NvlinkRecoveryFault) and fault.at >= reset:
+            (failed if fault.failed else recovered)[fault.link] += fault.count
     kibibyte = 1 / 1024
     counters = [(202, "nvlink_tx_total", 1.0), (204, "nvlink_rx_total", 1.0)] if blackwell else []
     counters += [
@@ -437,7 +442,7 @@ def _nvlink(
             made.moving(number, variable, scale, ULONG_LONG, ALL_LINKS)
     for link in range(links):
         up = int(link not in down)
-        count = errors.get(link, 0)
+        count, recoveries = errors[link], recovered[link] + failed[link]
         made.call("nvmlDeviceGetNvLinkState", up, first=link)
         made.call("nvmlDeviceGetNvLinkVersion", profile.nvlink_version, first=link)
         made.call("nvmlDeviceGetNvLinkRemoteDeviceType", 2, first=link)  # an NVSwitch
@@ -450,30 +455,52 @@ def _nvlink(
             for number, variable, scale in counters:
                 made.moving(number, variable, scale / links, ULONG_LONG, link)
         if blackwell:
-            for number in (206, 207, 208, 209, 210, 211, 212, 214, 219, 221):
-                made.field(number, count if number in (208, 221) else 0, ULONG_LONG, link)
-            made.field(213, count, ULONG_LONG, link)
-            made.field(215, count, ULONG_LONG, link)
+            _nvlink5_counters(made, link, count, recovered[link], failed[link])
         else:
-            for number, value in ((161, count), (162, count), (163, count)):
+            for number, value in ((161, count), (162, count + recoveries), (163, count)):
                 made.field(number, value, ULONG_LONG, link)
             for counter in range(5):
-                value = count if counter in (0, 1, 3) else 0
+                value = count + (recoveries if counter == 1 else 0) if counter in (0, 1, 3) else 0
                 made.call("nvmlDeviceGetNvLinkErrorCounter", value, first=link << 8 | counter)
-    every = sum(errors.values())
+    every = errors.total()
     if blackwell:
-        for number in (206, 207, 208, 209, 210, 211, 212, 213, 214, 215, 219, 221):
-            made.field(number, every if number in (208, 213, 215, 221) else 0, ULONG_LONG, ALL_LINKS)
+        _nvlink5_counters(made, ALL_LINKS, every, recovered.total(), failed.total())
     else:
-        for number in (38, 45, 52, 59):
-            made.field(number, 0 if number == 45 else every, ULONG_LONG)
+        for number, value in ((38, every), (45, 0), (52, every), (59, every + recovered.total() + failed.total())):
+            made.field(number, value, ULONG_LONG)
     for capability in range(6):
         made.call("nvmlDeviceGetNvLinkCapability", 1, first=capability)
     if profile.architecture_code >= 9:
-        # State 3 is completed; the health mask says: no degraded bandwidth, no recovery, healthy routes (values 2).
-        made.call("nvmlDeviceGetGpuFabricInfo", 3, 0, 0, 0x1AA, 1)
-        made.call("nvmlDeviceGetGpuFabricInfoV", 0)
+        _fabric(made, faults, t_seconds)
     del branch
+
+
+def _nvlink5_counters(made: Answers, scope: int, errors: int, recovered: int, failed: int) -> None:
+    """One link's, or those of all links. Errors that were received are recovered from."""
+    for number in (206, 207, 208, 209, 210, 211, 212, 219, 221):
+        made.field(number, errors if number in (208, 221) else 0, ULONG_LONG, scope)
+    made.field(213, errors + recovered, ULONG_LONG, scope)
+    made.field(214, failed, ULONG_LONG, scope)
+    made.field(215, errors + recovered + failed, ULONG_LONG, scope)
+
+
+# nvml.h, NVML_GPU_FABRIC_STATE_* and NVML_GPU_FABRIC_HEALTH_MASK_*: two bits per condition, 1 true and 2 false, and
+# four for the configuration, where 1 is right and 2 a wrong system GUID; the summary is healthy, unhealthy, limited.
+_FABRIC_STATES: Final = {"not_started": 1, "in_progress": 2, "completed": 3}
+_FABRIC_HEALTH: Final = {
+    None: (0x1AA, 1), "degraded_bandwidth": (0x1A9, 3), "route_unhealthy": (0x19A, 2),
+    "incorrect_configuration": (0x2AA, 2),
+}  # fmt: skip
+
+
+def _fabric(made: Answers, faults: Iterable[Fault], t_seconds: float) -> None:
+    state, status, (mask, summary) = 3, 0, _FABRIC_HEALTH[None]
+    for fault in faults:
+        if isinstance(fault, FabricFault) and (fault.duration is None or t_seconds < fault.at + fault.duration):
+            state, status = _FABRIC_STATES[fault.state], fault.status
+            mask, summary = _FABRIC_HEALTH[fault.fault]
+    made.call("nvmlDeviceGetGpuFabricInfo", state, status, 0, mask, summary)
+    made.call("nvmlDeviceGetGpuFabricInfoV", 0)
 
 
 def _mig_parent(made: Answers, profile: Profile, mig_on: bool) -> None:

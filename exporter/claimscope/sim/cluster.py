@@ -13,6 +13,7 @@ from claimscope.clock import Clock
 from claimscope.sim.api.kinds import DEVICE_TAINT_RULES
 from claimscope.sim.api.server import ALL_KINDS, Kind, SimApiServer, in_version
 from claimscope.sim.cluster_state import ClusterState, ObjectKey
+from claimscope.sim.evictions import DeviceTaintEvictions
 from claimscope.sim.fleet import node_world
 from claimscope.sim.node import API_SECONDS, running
 from claimscope.sim.objects import Object
@@ -60,12 +61,20 @@ class SimulatedCluster:
         await follower.show(0.0)
         await server.start(port)
         try:
-            async with running(follower.run(clock, began_ns)):
+            rules = DeviceTaintEvictions(server, lambda: clock.wall_ns() / 1e9)
+            async with running(follower.run(clock, began_ns)), running(_tell_of_rules(rules)):
                 yield SimulatedCluster(
                     url=server.url, start_monotonic_ns=began_ns, nodes=dict(nodes), state=state, server=server
                 )
         finally:
             await server.stop()
+
+
+async def _tell_of_rules(evictions: DeviceTaintEvictions) -> None:
+    """Says in the status of each DeviceTaintRule what it does, as kube-controller-manager does."""
+    while True:
+        evictions.step()
+        await asyncio.sleep(API_SECONDS)
 
 
 class Follower:

@@ -113,6 +113,11 @@ def node_name(number: int) -> str:
     return f"gpu-node-{number:05d}"
 
 
+def device_uuid(node: str, place: int) -> str:
+    """The uuid of a GPU of a node."""
+    return f"GPU-{node[-5:]}{place:03d}-4a5b-5c6d-8e7f-0123456789ab"
+
+
 def generate(claims: int, nodes: int) -> Iterator[tuple[Kind, Object]]:
     """Every object of a cluster with so many claims and nodes of eight devices, grouped by kind."""
     load = Load(claims=claims, nodes=nodes)
@@ -143,7 +148,7 @@ def _device(node: str, place: int) -> Object:
         "name": f"gpu-{place}",
         "attributes": {
             "type": {"string": "gpu"},
-            "uuid": {"string": f"GPU-{node[-5:]}{place:03d}-4a5b-5c6d-8e7f-0123456789ab"},
+            "uuid": {"string": device_uuid(node, place)},
             "productName": {"string": "NVIDIA H100 80GB HBM3"},
             "brand": {"string": "Nvidia"},
             "architecture": {"string": "Hopper"},

@@ -74,6 +74,7 @@ class ThermalFault(
     gpu: int
     duration: float = 60.0
     hardware: bool = False
+    celsius: float | None = None  # how hot it gets; None: two degrees above the slowdown
 
 
 class PowerBrakeFault(
@@ -84,6 +85,27 @@ class PowerBrakeFault(
     at: float
     gpu: int
     duration: float = 60.0
+
+
+class ClocksLowFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="clocks_low"
+):
+    """Clocks stay low under load, and the driver names no reason."""
+
+    at: float
+    gpu: int
+    ratio: float = 0.5  # of the clocks that it would have
+    duration: float | None = None
+
+
+class StalledFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stalled"
+):
+    """The programs on the GPU wait for ever: it is busy all the time, moves no memory and uses little power."""
+
+    at: float
+    gpu: int
+    duration: float | None = None
 
 
 class NvlinkDownFault(
@@ -106,6 +128,31 @@ class NvlinkErrorsFault(
     gpu: int
     link: int
     count: int = 1
+
+
+class NvlinkRecoveryFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="nvlink_recovery"
+):
+    """A link goes into recovery; from Blackwell on the driver counts how that ends, before, only that it happens."""
+
+    at: float
+    gpu: int
+    link: int
+    count: int = 1
+    failed: bool = False
+
+
+class FabricFault(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="fabric"
+):
+    """The GPU has not joined the NVLink fabric, or the fabric is not as it should be; Hopper and later."""
+
+    at: float
+    gpu: int
+    state: Literal["not_started", "in_progress", "completed"] = "completed"
+    status: int = 0  # NVML return code of joining it
+    fault: Literal["degraded_bandwidth", "route_unhealthy", "incorrect_configuration"] | None = None
+    duration: float | None = None
 
 
 class LostFault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="lost"):
@@ -224,8 +271,12 @@ Fault = (
     | EccFault
     | ThermalFault
     | PowerBrakeFault
+    | ClocksLowFault
+    | StalledFault
     | NvlinkDownFault
     | NvlinkErrorsFault
+    | NvlinkRecoveryFault
+    | FabricFault
     | LostFault
     | HangFault
     | CrashFault
@@ -314,6 +365,10 @@ def check_scenario(scenario: Scenario, profile: Profile, functions: tuple[str, .
             raise ScenarioError(f"{where}: no simulated function {function!r}")
         if isinstance(fault, ReturnCodeFault | AnswerFault) and (fault.function is None) == (fault.field is None):
             raise ScenarioError(f"{where}: give either function or field")
+        if isinstance(fault, ClocksLowFault) and not 0 < fault.ratio <= 1:
+            raise ScenarioError(f"{where}: found ratio {fault.ratio:g}, expected more than 0 and at most 1")
+        if isinstance(fault, FabricFault) and not (profile.nvlink_links and profile.architecture_code >= 9):
+            raise ScenarioError(f"{where}: the GPUs of {profile.name} have no NVLink fabric")
         if isinstance(fault, MigChangeFault):
             try:
                 profile.places(fault.layout)
@@ -436,8 +491,3 @@ def _whole_gpu_pods(first: int, count: int) -> tuple[PodPlan, ...]:
             )
         )
     return tuple(pods)
-
-
-def default_scenario(profile: Profile) -> Scenario:
-    """What is played where no file is given."""
-    return Scenario(pods=default_pods(profile))

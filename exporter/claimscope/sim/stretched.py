@@ -10,9 +10,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from claimscope.health.report import all_findings
+import msgspec
+
+from claimscope.health.report import all_findings, findings_annotation
 from claimscope.health.thresholds import Thresholds
-from claimscope.health.watch import HealthWatch
+from claimscope.health.watch import HealthJournal, HealthWatch, journal_of
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.model import Event, Inventory, Window
 from claimscope.nvml import inventory, library
@@ -26,6 +28,7 @@ from claimscope.sim.scenario import Fault, PodPlan, Scenario
 from claimscope.sim.world import make_world
 
 BOOTED_NS = 3 * 86_400 * 10**9
+UP_NS = 90 * 10**9  # after a reboot the agent starts so late
 WALL_NS = 1_700_000_000 * 10**9
 WINDOW_SECONDS = 5.0
 
@@ -35,33 +38,92 @@ class StretchedNode:
 
     def __init__(self, simulated: SimulatedNvml, loaded: library.Library, window_seconds: float) -> None:
         self.seconds = 60.0
+        self.readers: list[EntityReader] = []
         self._simulated = simulated
+        self._loaded = loaded
         self._length_ns = round(window_seconds * 1e9)
-        driver = simulated.world.driver(self.seconds)[1]
-        walk = inventory.enumerate_gpus(lambda index, call: None, {}, {}, str(simulated.library_path))
-        catalog = Catalog(
-            quantities=QUANTITIES, calls=CALLS, field_ids=field_ids(driver), gpm_metrics=GPM_METRICS, collectors=(),
-            reprobe_ns=10**18, found=walk.found,
-        )  # fmt: skip
         self._heartbeat = memoryview(bytearray(64)).cast("Q")
-        self.readers = [EntityReader(loaded, one, catalog, has_mig=False, epoch=1) for one in walk.found]
+        self._boots = self._session = 1
+        self._epoch = self._driver = 0
+        self._zero_ns = BOOTED_NS  # of the monotonic clock, when the simulation began
+        self._gpus: dict[str, int] = {}
+        self.watch = self._judge_anew(None)
+        self._take_up()
+
+    def _judge_anew(self, journal: HealthJournal | None) -> HealthWatch:
+        return HealthWatch(
+            boot_id=f"boot-{self._boots}", thresholds=Thresholds(), pod_of=lambda uuid, pid: None,
+            now_ns=self._clock(), wall_ns=self.wall_ns, journal=journal,
+        )  # fmt: skip
+
+    def _take_up(self) -> None:
+        """Finds all GPUs, as a sampler does when NVML answers."""
+        _, driver, self._driver = self._simulated.world.driver(self.seconds)
+        self._epoch += 1
+        walk = inventory.enumerate_gpus(lambda index, call: None, {}, {}, str(self._simulated.library_path))
+        catalog = Catalog(
+            quantities=QUANTITIES, calls=CALLS, field_ids=field_ids(driver), gpm_metrics=GPM_METRICS,
+            collectors=("processes",), reprobe_ns=10**18, found=walk.found,
+        )  # fmt: skip
+        self.readers = [
+            EntityReader(self._loaded, one, catalog, has_mig=False, epoch=self._epoch) for one in walk.found
+        ]
         for reader in self.readers:
             code = reader.probe(self._heartbeat, self._clock, gpm_period_ns=10**9, offset_ns=0)
             if code:
                 raise SimulatorError(f"{reader.uuid} does not answer: NVML error {code}")
-        self.watch = HealthWatch(
-            boot_id="boot-1", thresholds=Thresholds(), pod_of=lambda uuid, pid: None, now_ns=self._clock(),
-            wall_ns=self.wall_ns,
-        )  # fmt: skip
         known = Inventory(
-            session=1, epoch=1, driver_version=driver, nvml_version=None, cuda_version=None,
+            session=self._session, epoch=self._epoch, driver_version=driver, nvml_version=None, cuda_version=None,
             devices=tuple(one.device for one in walk.found),
         )  # fmt: skip
         self.watch.inventory(known, self._clock(), self.wall_ns)
         self._gpus = {one.device.entity.uuid: one.device.entity.gpu for one in walk.found}
 
+    def let_go(self) -> None:
+        """Shuts NVML down."""
+        for reader in self.readers:
+            reader.free()
+        self.readers = []
+        library.shut_down()
+
+    def _answers(self) -> bool:
+        """Whether NVML does; after the driver was loaded again it is taken up anew."""
+        answer, _, driver = self._simulated.world.driver(self.seconds)
+        if answer == 0 and driver == self._driver and self.readers:
+            return True
+        if self.readers:
+            self.let_go()
+        try:
+            library.initialise(self._loaded)
+        except library.LibraryError as error:
+            gone = Inventory(
+                session=self._session, epoch=self._epoch, driver_version=None, nvml_version=None, cuda_version=None,
+                devices=(), error=str(error),
+            )  # fmt: skip
+            self.watch.inventory(gone, self._clock(), self.wall_ns)
+            return False
+        self._take_up()
+        return True
+
+    def restart_agent(self) -> None:
+        """A new agent goes on from the journal of the one before."""
+        journal = journal_of(msgspec.json.encode(self.watch.journal()))
+        self.let_go()
+        self._session += 1
+        self._epoch = 0
+        self.watch = self._judge_anew(journal)
+        self._answers()
+
+    def reboot(self, away_seconds: float) -> None:
+        """The machine starts anew. That its counters do, too, is up to the scenario: a `driver_reload` at that time."""
+        self.seconds += away_seconds
+        self._simulated.step(self.seconds)
+        self._zero_ns = UP_NS - round(self.seconds * 1e9)
+        self._boots += 1
+        self.restart_agent()
+
     def _clock(self) -> int:
-        return BOOTED_NS + round(self.seconds * 1e9)
+        return self._zero_ns + round(self.seconds * 1e9)
 
     @property
     def wall_ns(self) -> int:
@@ -77,7 +139,7 @@ class StretchedNode:
             uuid = next(uuid for uuid, gpu in self._gpus.items() if gpu == event.gpu)
             told = Event(entity=uuid, kind=EVENT_KINDS[event.type], code=event.data, wall_ns=self.wall_ns)
             self.watch.event(told, self._clock(), self.wall_ns)
-        return [self._window(reader) for reader in self.readers]
+        return [self._window(reader) for reader in self.readers] if self._answers() else []
 
     def judge(self, windows: list[Window]) -> None:
         """Hands them to the rules."""
@@ -96,6 +158,10 @@ class StretchedNode:
         """(GPU, rule) of all that stands."""
         return {(self._gpus[finding.uuid], finding.rule) for finding in all_findings(self.watch.view())}
 
+    def annotation(self) -> str:
+        """What the node's Lease would say to the controller."""
+        return findings_annotation(self.watch.view())
+
     def _window(self, reader: EntityReader) -> Window:
         now_ns = self._clock()
         for group in reader.tick_groups:
@@ -105,8 +171,8 @@ class StretchedNode:
         reader.fold(self._length_ns)
         totals = reader.totals
         made = Window(
-            entity=reader.uuid, session=1, epoch=1, start_ns=now_ns - self._length_ns, end_ns=now_ns,
-            end_wall_ns=self.wall_ns, ticks=1, last=totals.last.copy(), low=totals.low, high=totals.high,
+            entity=reader.uuid, session=self._session, epoch=self._epoch, start_ns=now_ns - self._length_ns,
+            end_ns=now_ns, end_wall_ns=self.wall_ns, ticks=1, last=totals.last.copy(), low=totals.low, high=totals.high,
             integral=totals.integral.copy(), raw=totals.raw.copy(), missing=totals.missing.copy(),
             text=totals.text.copy(), processes=reader.processes,
         )  # fmt: skip
@@ -131,9 +197,7 @@ def stretched_node(
             try:
                 yield node
             finally:
-                for reader in node.readers:
-                    reader.free()
-                library.shut_down()
+                node.let_go()
         finally:
             for name, value in before.items():
                 if value is None:

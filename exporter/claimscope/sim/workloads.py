@@ -131,6 +131,9 @@ def _idle(cell: int) -> Activity:
     return Activity()
 
 
+# A kernel that waits for something that does not come: one block spins, nothing else moves.
+STALLED = Activity(graphics=1.0, sm=0.01)
+
 WORKLOADS: Mapping[str, Workload] = MappingProxyType(
     {
         workload.name: workload

@@ -19,6 +19,7 @@ from claimscope.sim import layout
 from claimscope.sim.profiles import MEBIBYTE, MigPlace, Profile, profile_named
 from claimscope.sim.scenario import (
     ClaimPlan,
+    ClocksLowFault,
     DriverEventFault,
     DriverReloadFault,
     EccFault,
@@ -31,13 +32,14 @@ from claimscope.sim.scenario import (
     PowerBrakeFault,
     RecoveryActionFault,
     Scenario,
+    StalledFault,
     ThermalFault,
     XidFault,
     check_scenario,
     default_pods,
     parse_device,
 )
-from claimscope.sim.workloads import CELL_SECONDS, WORKLOADS, Activity, Table, combined, table
+from claimscope.sim.workloads import CELL_SECONDS, STALLED, WORKLOADS, Activity, Table, combined, table
 
 _F = TypeVar("_F")
 
@@ -187,6 +189,8 @@ class _Bend:
     hardware_thermal: bool = False
     brake: bool = False
     links_down: int = 0
+    clock: float = 1.0  # part of the clocks it would have
+    stalled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,15 +574,19 @@ class World:
             hardware_thermal=any(fault.hardware for fault in thermal),
             brake=any(isinstance(fault, PowerBrakeFault) for fault in active),
             links_down=len({fault.link for fault in active if isinstance(fault, NvlinkDownFault)}),
+            clock=min((fault.ratio for fault in active if isinstance(fault, ClocksLowFault)), default=1.0),
+            stalled=bool(workloads) and any(isinstance(fault, StalledFault) for fault in active),
         )
 
     def _table(self, workloads: tuple[str, ...], share: float, bend: _Bend, phase: int) -> Table:
         key = (workloads, share, bend, phase if workloads else 0)
         if key not in self._tables:
             kinds = [WORKLOADS[name] for name in workloads or ("idle",)]
-            period = math.lcm(*(kind.period for kind in kinds))
+            period = 1 if bend.stalled else math.lcm(*(kind.period for kind in kinds))
             rows = [
-                self._row(combined([kind.activity(cell + phase) for kind in kinds]), share, bend)
+                self._row(
+                    STALLED if bend.stalled else combined([kind.activity(cell + phase) for kind in kinds]), share, bend
+                )
                 for cell in range(period)
             ]
             self._tables[key] = table([row[0] for row in rows], [row[1] for row in rows], _R["power"])
@@ -603,6 +611,7 @@ class World:
         cap = 0.0
         if power > room:
             power, cap, reasons, clock = room, 1.0, reasons | REASON_POWER_CAP, clock * 0.92
+        power, clock = power * bend.clock, clock * bend.clock
         software = hardware = brake = 0.0
         if bend.thermal:
             power, clock = power * 0.7, clock * 0.7
@@ -838,7 +847,7 @@ class World:
         celsius = profile.temperature_idle + (profile.temperature_full - profile.temperature_idle) * heat
         for fault in faults:
             if isinstance(fault, ThermalFault) and t_seconds < _end(fault):
-                goal = profile.temperature_slowdown + 2.0
+                goal = profile.temperature_slowdown + 2.0 if fault.celsius is None else fault.celsius
                 celsius += max(0.0, goal - celsius) * (1.0 - math.exp(-(t_seconds - fault.at + 1.0) / 2.0))
         busy = max(row[_GRAPHICS] for row in gauges)
         dram = max(row[_DRAM] for row in gauges)

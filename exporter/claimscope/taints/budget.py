@@ -16,7 +16,6 @@ from claimscope.taints.inventory import Inventory
 from claimscope.taints.memory import CLOSED, HALF_OPEN, OPEN, Breaker, Memory
 from claimscope.taints.model import NodeReport
 from claimscope.taints.policy import BreakerPolicy, Policy, Systemic
-from claimscope.taints.wants import Want
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +29,12 @@ class Refusal:
 def allowed(total: int, share: float) -> int:
     """A share of GPUs, one at least."""
     return max(1, math.floor(total * share + 1e-9)) if total > 0 else 0
+
+
+def gpus_of(report: NodeReport, inventory: Inventory) -> frozenset[str]:
+    """All GPUs of a node; those that no slice publishes are made up by number."""
+    published = set(inventory.gpus_on(report.node))
+    return frozenset(published.union(f"{report.node}/{each}" for each in range(len(published), report.devices)))
 
 
 class Ledger:
@@ -53,18 +58,18 @@ class Ledger:
             self._totals[node] = report.devices
             self._group_totals[report.group] += report.devices
             if report.cordoned:
-                self._blocked.update(dict.fromkeys(inventory.gpus_on(node), node))
+                self._blocked.update(dict.fromkeys(gpus_of(report, inventory), node))
         self.fleet = sum(self._totals.values()) if inventory.known else 0
         self._by_node = Counter(self._blocked.values())
         self._by_group = Counter(self._groups.get(node, "") for node in self._blocked.values())
 
-    def blocks(self, gpu: str) -> bool:
-        """Whether something keeps work from a GPU already, so that one fence more costs nothing."""
-        return gpu in self._blocked
+    def free(self, gpus: frozenset[str]) -> frozenset[str]:
+        """Those of them from which nothing keeps work yet, so that a fence costs something."""
+        return gpus - self._blocked.keys()
 
-    def refusal(self, want: Want) -> Refusal | None:
-        """What stands against blocking one GPU more."""
-        node, group = want.report.node, want.report.group
+    def refusal(self, report: NodeReport, gpus: int, *, bounded: bool) -> Refusal | None:
+        """What stands against blocking so many GPUs more; `bounded`: by the budget of the node, too."""
+        node, group = report.node, report.group
         if self.fleet == 0 or not self._totals.get(node):
             return Refusal(reason="breaker", text="how many GPUs there are is not known")
         budgets = self._policy.budgets
@@ -75,22 +80,20 @@ class Ledger:
                 allowed(self._group_totals[group], budgets.group_share),
             ),
         ]  # fmt: skip
-        if not want.verdict:
+        if bounded:
             bounds.append(
                 ("budget_node", f"node {node}", self._by_node[node], allowed(self._totals[node], budgets.node_share))
             )
         for reason, scope, used, limit in reversed(bounds):
-            if used + 1 > limit:
+            if used + gpus > limit:
                 return Refusal(reason=reason, text=f"{used} of at most {limit} GPUs of {scope} are kept from work")
         return None
 
-    def take(self, want: Want) -> None:
-        """Books a GPU."""
-        if self.blocks(want.site.gpu):
-            return
-        self._blocked[want.site.gpu] = want.report.node
-        self._by_node[want.report.node] += 1
-        self._by_group[want.report.group] += 1
+    def take(self, report: NodeReport, gpus: frozenset[str]) -> None:
+        """Books GPUs that were free."""
+        self._blocked.update(dict.fromkeys(gpus, report.node))
+        self._by_node[report.node] += len(gpus)
+        self._by_group[report.group] += len(gpus)
 
     def used(self) -> dict[str, tuple[float, float]]:
         """Each scope in use, and its limit."""
@@ -119,16 +122,20 @@ class Rate:
         """Within the window."""
         return len(self._recent)
 
-    def refusal(self, gpu: str) -> Refusal | None:
-        """A GPU that was counted is not counted again: its fence may have failed to be written."""
-        if gpu in self._recent or self.used < self.limit:
+    def refusal(self, gpus: frozenset[str]) -> Refusal | None:
+        """A GPU that was counted is not counted again: its fence may have failed to be written.
+
+        The GPUs of one node go together, though they be more than the limit: after a time in which there were none.
+        """
+        new = len(gpus - self._recent)
+        if new == 0 or self.used + new <= self.limit or (self.used == 0 and self.limit > 0):
             return None
         text = f"{self.used} GPUs were newly fenced within {self._seconds:.0f} s; at most {self.limit} may be"
         return Refusal(reason="rate", text=text)
 
-    def take(self, gpu: str) -> None:
-        """Books a GPU."""
-        self._recent.add(gpu)
+    def take(self, gpus: frozenset[str]) -> None:
+        """Books GPUs."""
+        self._recent |= gpus
 
 
 def step(

@@ -13,7 +13,6 @@ import msgspec
 
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.model import DeviceKey
-from claimscope.config import did_you_mean
 from claimscope.health.rules import RULE_BY_KEY
 from claimscope.kube.api import ApiClient, ApiError, ApiReason, decode, discover
 from claimscope.kube.objects import (
@@ -25,7 +24,7 @@ from claimscope.kube.objects import (
     ResourceClaim,
     ResourceSlice,
 )
-from claimscope.taints import conditions, fences
+from claimscope.taints import apply_nodes, conditions, fences
 from claimscope.taints.apply import RuleWriter, Standing, api_time, standing_of
 from claimscope.taints.guard import RULE_VERSIONS, RULES
 from claimscope.taints.inventory import Inventory
@@ -42,6 +41,7 @@ from claimscope.taints.notebook import (
     paused_by,
 )
 from claimscope.taints.reports import FINDINGS_ANNOTATION, NODE_ANNOTATION, read_findings
+from claimscope.yamlfile import did_you_mean
 
 _PAGE: Final = "500"
 
@@ -110,6 +110,7 @@ def table(found: Overview) -> str:
         lines.append(f"mode: {found.shown.mode}, configured: {found.shown.configured}{why}")
         if found.shown.breaker != "closed":
             lines.append(f"breaker: {found.shown.breaker}")
+        lines += (f"node {node} has {taints}" for node, taints in found.shown.nodes.items())
     rows: list[_Row] = [("DEVICE", "NODE", "UUID", "SEVERITY", "EFFECT", "SINCE", "RULE", "STATE")]
     rows += (_row(each) for each in sorted(found.rules, key=lambda each: (each.fence.node, each.fence.device)))
     for held in found.shown.held if found.shown is not None else ():
@@ -126,9 +127,11 @@ def table(found: Overview) -> str:
 
 def _row(each: Standing) -> _Row:
     fence = each.fence
-    state = "edited by somebody: left alone" if fence.edited else "stands" if each.honoured else "stands, not honoured"
+    stands = "stands" if each.honoured else "stands, not confirmed by Kubernetes yet"
+    state = "edited by somebody: left alone" if fence.edited else stands
     return (
-        str(fence.device), fence.node, fence.uuid, fence.severity.value, fence.effect, _since(each), fence.value, state,
+        str(fence.device), fence.node, fence.uuid, fences.word_of(fence), fence.effect, _since(each), fence.value,
+        state,
     )
 
 
@@ -159,6 +162,7 @@ async def lift(api: ApiClient, *, names: Iterable[str] = (), all_of_ours: bool =
             await RuleWriter(api, version).delete(meta.name, meta.uid, meta.resource_version)
             done.append(f"lifted {meta.name}: {taint.key} of effect {taint.effect} on {_device(rule)}")
     if all_of_ours:
+        done += [f"took the taints from node {node}" for node in await _untaint_nodes(api)]
         done += [f"took the conditions from node {node}" for node in await _clear_nodes(api)]
     return done
 
@@ -171,6 +175,12 @@ def _device(rule: DeviceTaintRule) -> str:
     selector = rule.spec.device_selector
     parts = () if selector is None else (selector.driver, selector.pool, selector.device)
     return "/".join(part or "*" for part in parts) or "*"
+
+
+async def _untaint_nodes(api: ApiClient) -> list[str]:
+    listed = [node for node in await _list(api, "/api/v1/nodes", Node) if isinstance(node, Node)]
+    noted = [node.metadata for node in listed if node.metadata.annotations and node.metadata.annotations.taints]
+    return [meta.name for meta in noted if await apply_nodes.write(api, meta.name, meta.uid, ())]
 
 
 async def _clear_nodes(api: ApiClient) -> list[str]:
@@ -206,9 +216,15 @@ class GpuStory:
     devices: tuple[DeviceKey, ...]  # as which it is published
     findings: tuple[ReportedFinding, ...]
     rules: tuple[Standing, ...]
-    held: tuple[str, ...]  # why a taint that is wanted does not stand
+    held: tuple[str, ...]  # why a taint that is wanted does not stand, or keeps nobody away
     holders: tuple[str, ...]  # claims
     others: tuple[str, ...]  # taints that are not ours
+    heard: str | None  # when the node's agent renewed its Lease last; None: there is none
+
+    @property
+    def known(self) -> bool:
+        """Whether anything in the cluster speaks of such a GPU."""
+        return bool(self.devices or self.findings or self.rules)
 
 
 async def gpu_story(api: ApiClient, notebook: Notebook, uuid: str) -> GpuStory:
@@ -224,18 +240,20 @@ async def gpu_story(api: ApiClient, notebook: Notebook, uuid: str) -> GpuStory:
         path = f"/apis/{RESOURCE_GROUP}/{rule_version}/{RULES}"
         cluster.sync("devicetaintrules", await _list(api, path, DeviceTaintRule))
     inventory.follow(cluster)
-    findings = [finding for finding in await _findings(api, notebook.namespace) if finding.uuid == uuid]
+    reported, heard = await _reported(api, notebook.namespace)
+    findings = [finding for finding in reported if finding.uuid == uuid]
     sites = sorted({
         site.device: site for node in {"", *inventory.nodes()} for site in inventory.sites(uuid, node)
     }.items())
     devices = tuple(device for device, _ in sites)
     shown = _shown((await notebook.read()).get(SHOWN))
     nodes = [*(finding.node for finding in findings), *(site.node for _, site in sites)]
+    node = next((node for node in nodes if node), "")
     return GpuStory(
-        uuid=uuid, node=next((node for node in nodes if node), ""), devices=devices, findings=tuple(findings),
+        uuid=uuid, node=node, devices=devices, findings=tuple(findings), heard=heard.get(node),
         rules=tuple(each for each in rules if each.fence.uuid == uuid or each.fence.device in devices),
         held=tuple(
-            f"{held.rule} ({held.severity}): {held.reason}: {held.text}"
+            f"{held.text} ({held.rule}, {held.reason})"
             for held in (shown.held if shown is not None else ())
             if held.uuid == uuid or held.device in map(str, devices)
         ),
@@ -257,33 +275,41 @@ def _others(cluster: Cluster, devices: Sequence[DeviceKey], ours: set[str]) -> t
     )
 
 
-async def _findings(api: ApiClient, namespace: str) -> list[ReportedFinding]:
+async def _reported(api: ApiClient, namespace: str) -> tuple[list[ReportedFinding], dict[str, str]]:
+    """What the agents have found, and when each of them was heard last, by node."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
     found: list[ReportedFinding] = []
+    heard: dict[str, str] = {}
     for lease in await _list(api, path, Lease, {"labelSelector": "app.kubernetes.io/component=agent"}):
         notes = (lease.metadata.annotations or {}) if isinstance(lease, Lease) else {}
-        if node := notes.get(NODE_ANNOTATION):
+        if isinstance(lease, Lease) and (node := notes.get(NODE_ANNOTATION)):
             found += read_findings(node, notes.get(FINDINGS_ANNOTATION)).findings
-    return found
+            heard[node] = max(heard.get(node, ""), lease.spec.renew_time or "")
+    return found, heard
 
 
 def story_words(story: GpuStory) -> str:
     """Why it is tainted, since when, on what evidence, what would clear it, and who holds it."""
-    if not (story.devices or story.findings or story.rules):
-        return f"{story.uuid}: no slice publishes such a device, and no agent has a finding about it"
+    if not story.known:
+        return (
+            f"{story.uuid} is not known: no ResourceSlice publishes it and no agent has a finding about it; compare it "
+            "with `nvidia-smi -L` on its node (a GPU of the device plugin is known while something is found)"
+        )
     where = f" on node {story.node}" if story.node else ""
     published = ", ".join(map(str, story.devices)) or "published by no slice"
     lines = [f"{story.uuid}{where}: {published}"]
     for each in story.rules:
         fence = each.fence
-        kept = "keeps new work away" if fences.blocks(fence.effect) else "is shown, and keeps nobody away"
+        kept = "keeps new work away" if fences.blocks(fence.effect) else "announced, new work may still get it"
         lines.append(f"tainted {fence.key}={fence.value}, effect {fence.effect}: {kept}")
         lines.append(f"  by DeviceTaintRule {fence.name} since {_since(each)}")
         if fence.edited:
-            lines.append("  somebody changed this rule, so claimscope leaves it alone")
+            lines.append("  somebody changed this rule, so claimscope leaves it alone; delete it to have it decided anew in an hour")
+        if not each.honoured:
+            lines.append("  Kubernetes has not confirmed it yet: the status of the rule is empty")
     if not story.rules:
         lines.append("not tainted by claimscope")
-    lines += (f"held back: {each}" for each in story.held)
+    lines += (f"not fenced: {each}" for each in story.held)
     for finding in story.findings:
         lines.append(f"finding {finding.rule} ({finding.severity.value}) since {api_time(finding.since_wall)}")
         lines += (f"  {name}: {value}" for name, value in finding.evidence.items())
@@ -292,7 +318,13 @@ def story_words(story: GpuStory) -> str:
         if finding.clears:
             lines.append(f"  cleared by: {finding.clears}")
     if not story.findings:
-        lines.append("no agent has a finding about it")
+        lines.append(_without_findings(story))
     lines += (f"other taint: {each}" for each in story.others)
     lines += story.holders or ("no claim holds it",)
     return "\n".join(lines)
+
+
+def _without_findings(story: GpuStory) -> str:
+    if story.heard is None:
+        return f"its health is not known: no agent reports for {f'node {story.node}' if story.node else 'it'}"
+    return f"nothing is found against it by the agent of node {story.node}, heard last at {story.heard}"

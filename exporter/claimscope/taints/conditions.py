@@ -1,8 +1,9 @@
 """What does a Node say about its GPUs, and how is it written?
 
-Two conditions, GPUDegraded and GPUUnhealthy, for people and for what watches nodes; the scheduler reads neither. They
-are written by server-side apply without force, so that each entry of the list has one owner and nobody else's is
-taken over. A node of which nothing was ever found has none.
+Conditions for people and for what watches nodes; the scheduler reads none of them. GPUDegraded and GPUUnhealthy follow
+from findings; a node of which nothing was ever found has none. GPUMaintenanceReady is there while somebody wants the
+node for maintenance (maintenance.py). They are written by server-side apply without force, so that each entry of the
+list has one owner and nobody else's is taken over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from claimscope.taints.model import NodeReport, ReportedFinding
 
 DEGRADED: Final = "GPUDegraded"
 UNHEALTHY: Final = "GPUUnhealthy"
-OUR_TYPES: Final = (DEGRADED, UNHEALTHY)
+MAINTENANCE_READY: Final = "GPUMaintenanceReady"
+HEALTH_TYPES: Final = (DEGRADED, UNHEALTHY)
+OUR_TYPES: Final = (*HEALTH_TYPES, MAINTENANCE_READY)
 
 MESSAGE_BYTES: Final = 1000
 _SHOWN_DEVICES: Final = 5
@@ -38,11 +41,11 @@ class NodeCondition:
 
 def wanted(report: NodeReport, present: Iterable[str]) -> tuple[NodeCondition, ...]:
     """The conditions that follow from a report; `present` are the types that the Node carries already."""
-    found: dict[str, list[ReportedFinding]] = {kind: [] for kind in OUR_TYPES}
+    found: dict[str, list[ReportedFinding]] = {kind: [] for kind in HEALTH_TYPES}
     for finding in report.findings:
         if (kind := _TYPE_OF.get(finding.severity)) is not None:
             found[kind].append(finding)
-    if not set(OUR_TYPES) & set(present) and not any(found.values()):
+    if not set(HEALTH_TYPES) & set(present) and not any(found.values()):
         return ()
     return tuple(_condition(kind, findings, stale=report.stale) for kind, findings in found.items())
 
@@ -52,13 +55,13 @@ def _condition(kind: str, findings: Sequence[ReportedFinding], *, stale: bool) -
         last = f" It said last: {_summary(findings)}" if findings else ""
         return NodeCondition(
             type=kind, status="Unknown", reason="AgentSilent",
-            message=_cut(f"The node's agent has not been heard of; what it found stands.{last}"),
+            message=cut(f"The node's agent has not been heard of; what it found stands.{last}"),
         )
     if not findings:
         return NodeCondition(type=kind, status="False", reason="NoFindings", message="No GPU has such a finding.")
     systemic = all(finding.systemic for finding in findings)
     reason = "ManyAtOnce" if systemic else "GPULost" if _lost(findings) else "GPUFindings"
-    return NodeCondition(type=kind, status="True", reason=reason, message=_cut(_summary(findings)))
+    return NodeCondition(type=kind, status="True", reason=reason, message=cut(_summary(findings)))
 
 
 def _lost(findings: Sequence[ReportedFinding]) -> bool:
@@ -75,7 +78,8 @@ def _summary(findings: Sequence[ReportedFinding]) -> str:
     return f"{len(shown)} GPU{'s' if len(shown) > 1 else ''}: {'; '.join(shown[:_SHOWN_DEVICES])}{rest}"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A message as long as a Node should carry, in one line."""
     clean = "".join(char if char.isprintable() else " " for char in text)
     encoded = clean.encode("utf-8", "replace")
     if len(encoded) <= MESSAGE_BYTES:
@@ -89,11 +93,12 @@ def present_on(node: Node) -> dict[str, Condition]:
 
 
 def differ(conditions: Iterable[NodeCondition], present: Mapping[str, Condition]) -> bool:
-    """True where something has to be written."""
-    return any(
+    """True where something has to be written, or taken away."""
+    wanted = {each.type: each for each in conditions}
+    return not present.keys() <= wanted.keys() or any(
         (have := present.get(each.type)) is None
         or (have.status, have.reason, have.message) != (each.status, each.reason, each.message)
-        for each in conditions
+        for each in wanted.values()
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from claimscope.kube.api import ApiClient
 from claimscope.taints.apply import MANAGER, api_time, send
-from claimscope.taints.model import Action, Do, Fence, Held
+from claimscope.taints.model import Action, Do, Fence, Held, NodeAction
 
 COMPONENT: Final = "claimscope-controller"
 NODE_EVENTS_NAMESPACE: Final = "default"  # where kubelets and kubectl keep Events of objects without a namespace
@@ -75,12 +75,29 @@ def of_held(held: Held, about: About) -> Note:
     )
 
 
+def of_node(action: NodeAction, about: About) -> Note:
+    """What is told of the taints of a Node."""
+    shown = ", ".join(map(str, action.after))
+    return Note(
+        about=about, reason="GPUNodeTainted" if shown else "GPUNodeTaintsLifted", warning=bool(shown),
+        subject=shown, message=f"{shown or 'no taints of claimscope any more'}: {action.reason}",
+    )
+
+
+def of_silence(about: About, days: int) -> Note:
+    """What is told of an agent that is not heard of."""
+    since = f" for {days} day{'s' if days > 1 else ''}" if days else ""
+    text = f"claimscope's agent has not been heard of{since}: what it found stands, and new faults are not seen"
+    return Note(about=about, reason="GPUUnmonitored", message=text, subject=str(days))
+
+
 @dataclass(slots=True)
 class Announcer:
     """Sends Events, not the same one again and not too many at once. Times are Unix seconds."""
 
     api: ApiClient
     instance: str
+    component: str = COMPONENT
     dropped: int = 0
     _told: OrderedDict[tuple[About, str, str], float] = field(default_factory=OrderedDict)
     _tokens: float = BURST
@@ -107,14 +124,14 @@ class Announcer:
     async def send(self, note: Note, wall: float) -> None:
         """Sends one. Raises ApiError."""
         namespace = note.about.namespace or NODE_EVENTS_NAMESPACE
-        body = event_object(note, self.instance, wall)
+        body = event_object(note, self.instance, wall, self.component)
         await send(
             self.api, "POST", f"/api/v1/namespaces/{namespace}/events", body, "application/json",
             {"fieldManager": MANAGER},
         )
 
 
-def event_object(note: Note, instance: str, wall: float) -> dict[str, Any]:
+def event_object(note: Note, instance: str, wall: float, component: str = COMPONENT) -> dict[str, Any]:
     """The core/v1 Event of a note."""
     about = note.about
     key = "\0".join((about.kind, about.namespace, about.name, about.uid, note.reason, note.subject, repr(wall)))
@@ -134,8 +151,8 @@ def event_object(note: Note, instance: str, wall: float) -> dict[str, Any]:
         "reason": note.reason,
         "message": note.message.encode()[:_MESSAGE_BYTES].decode("utf-8", "ignore"),
         "type": "Warning" if note.warning else "Normal",
-        "source": {"component": COMPONENT},
-        "reportingComponent": COMPONENT,
+        "source": {"component": component},
+        "reportingComponent": component,
         "reportingInstance": instance,
         "firstTimestamp": stamp,
         "lastTimestamp": stamp,

@@ -11,10 +11,12 @@ So the API server's version stands for both, and what cannot be read is taken fo
     v1beta2       cannot be read              observe: it may be one of these
     v1            cannot be read              announce
     v1 or v1beta2 1.36.3 and newer            enforce
+    v1alpha3      1.35                        enforce, by opt-in
 
 While a cluster is upgraded, its API server may be at 1.37 and its scheduler still at 1.36.2. That cannot be seen from
 here: pause (`claimscope taints pause`) and lift before such an upgrade, or upgrade to 1.36.3 first.
-v1alpha3 (1.33 to 1.35, off by default) is not written: its schedulers know neither effect None nor status.
+v1alpha3 is written only in 1.35, and only by opt-in (`alpha_api` of the policy): older schedulers know neither effect
+None nor status, newer ones read v1beta2.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from claimscope.kube.api import ApiClient, ApiError, ApiReason, discover, server
 from claimscope.kube.objects import RESOURCE_GROUP
 from claimscope.taints.model import Mode
 
-RULE_VERSIONS: Final = ("v1", "v1beta2")
+ALPHA: Final = "v1alpha3"
+RULE_VERSIONS: Final = ("v1", "v1beta2", ALPHA)
 RULES: Final = "devicetaintrules"
 UPSTREAM_ISSUE: Final = "https://github.com/kubernetes/kubernetes/issues/139651"
 
@@ -45,6 +48,11 @@ class Allowed:
     reason: str = ""  # a word for a label; "" where nothing is lowered
     text: str = ""  # a sentence for people
 
+    @property
+    def lifts(self) -> bool:
+        """Whether rules of ours that stand are taken away: they do harm, or nobody wants them in this version."""
+        return self.reason in ("scheduler_bug", "alpha_api")
+
     def lowers(self, wanted: Mode) -> bool:
         """True where the configured mode is not allowed."""
         return _RANK[wanted] > _RANK[self.mode]
@@ -54,14 +62,19 @@ class Allowed:
         return self.mode if self.lowers(wanted) else wanted
 
 
-def allowed(git_version: str | None, served: str | None) -> Allowed:
-    """What the API server's version, None where it cannot be read, and the served API version allow."""
+def allowed(git_version: str | None, served: str | None, *, alpha: bool = False) -> Allowed:
+    """What the API server's version, None where it cannot be read, and the served API version allow.
+
+    `alpha`: somebody opted in to v1alpha3.
+    """
     if served is None:
         return Allowed(
             mode=Mode.OBSERVE, reason="api_absent",
             text="the API server serves devicetaintrules neither as v1 nor as v1beta2: no device is tainted",
         )
     number, before_release = _parse(git_version)
+    if served == ALPHA:
+        return _alpha(git_version, number, opted_in=alpha)
     if number is None:
         return _unreadable(git_version, served)
     # A release candidate of the fixed release may have been cut before the fix.
@@ -72,6 +85,16 @@ def allowed(git_version: str | None, served: str | None) -> Allowed:
             f"written ({UPSTREAM_ISSUE}); upgrade to 1.36.3 or newer",
         )
     return Allowed(mode=Mode.ENFORCE, version=served)
+
+
+def _alpha(git_version: str | None, number: tuple[int, int, int] | None, *, opted_in: bool) -> Allowed:
+    if opted_in and number is not None and number[:2] == (1, 35):
+        return Allowed(mode=Mode.ENFORCE, version=ALPHA)
+    return Allowed(
+        mode=Mode.OBSERVE, version=ALPHA, reason="alpha_api",
+        text=f"the API server ({git_version or 'of unknown version'}) serves devicetaintrules as {ALPHA} alone, which "
+        "is written in Kubernetes 1.35 only, and with `alpha_api: true` in the policy: no device is tainted",
+    )
 
 
 def _unreadable(git_version: str | None, served: str) -> Allowed:
@@ -96,7 +119,7 @@ def _parse(git_version: str | None) -> tuple[tuple[int, int, int] | None, bool]:
     return (int(major), int(minor), int(patch or 0)), found[4] is not None
 
 
-async def examine(api: ApiClient) -> Allowed:
+async def examine(api: ApiClient, *, alpha: bool = False) -> Allowed:
     """Asks the API server. Raises ApiError where it does not answer; being refused the version is an answer."""
     try:
         served = await discover(api, RESOURCE_GROUP, RULE_VERSIONS, RULES)
@@ -110,4 +133,4 @@ async def examine(api: ApiClient) -> Allowed:
         if error.reason not in (ApiReason.FORBIDDEN, ApiReason.NOT_FOUND, ApiReason.MALFORMED):
             raise
         version = None
-    return allowed(version, served)
+    return allowed(version, served, alpha=alpha)

@@ -13,6 +13,7 @@ from claimscope.kube.objects import DeviceTaintRule
 from claimscope.taints import fences
 from claimscope.taints.fences import blocks, rules_of
 from claimscope.taints.inventory import Inventory
+from claimscope.taints.machines import OnNode, on_node
 from claimscope.taints.model import Fence, Mode, NodeReport
 from claimscope.taints.policy import Override, Pause, Policy, milder
 
@@ -35,10 +36,16 @@ class Inputs:
     blocked_elsewhere: frozenset[DeviceKey] = frozenset()  # devices that others' taints keep work from
     ceiling: Mode = Mode.ENFORCE  # what the cluster's API allows at most
     ceiling_text: str = ""
+    device_taints: bool = True  # devices can be fenced one by one here; else a Node can be tainted
+    node_taints: Mapping[str, OnNode] = field(default_factory=dict)  # of Nodes that have taints with our keys
     overrides: tuple[Override, ...] = ()  # besides the policy's: `claimscope taints ack`
     pauses: tuple[Pause, ...] = ()  # besides the policy's: `claimscope taints pause`
     maintenance: frozenset[str] = frozenset()  # nodes under maintenance: no budget counts them
+    kept_free: Mapping[str, tuple[Fence, ...]] = field(default_factory=dict)  # by node: fences that maintenance asks
+    # for; a node that is not in it has none, and one without any now keeps what stands
+    fenced_nodes: frozenset[str] = frozenset()  # nodes that maintenance wants to be kept from work
     holders: Mapping[DeviceKey, int] = field(default_factory=dict)  # pods that NoExecute would delete; absent: unknown
+    unlifted: frozenset[str] = frozenset()  # names of ours that could not be lifted just now: they still count
     only_node: str = ""  # an agent that writes for itself touches nothing else
 
     def all_overrides(self) -> Iterable[Override]:
@@ -79,6 +86,7 @@ def gather(
         rules_known=rules_known,
         nodes={name: node.metadata.uid for name, node in cluster.nodes.items()},
         nodes_known="nodes" in cluster.synced,
+        node_taints={name: found for name, node in cluster.nodes.items() if (found := on_node(node)) is not None},
         blocked_elsewhere=frozenset(_blocked(cluster, others)),
         holders=_holders(cluster, policy, ours.values()),
         maintenance=maintenance, only_node=only_node, overrides=overrides, pauses=pauses,
@@ -109,6 +117,7 @@ def _evicted(cluster: Cluster, fence: Fence) -> int:
     pods: set[str] = set()
     for holding in cluster.holdings(fence.device):
         claim = cluster.claims.get(holding.claim)
-        if claim is not None and not tolerates(holding.tolerations, taint):
+        lasting = [each for each in holding.tolerations if each.toleration_seconds is None]
+        if claim is not None and not tolerates(lasting, taint):
             pods.update(consumer.uid for consumer in claim.status.reserved_for or ())
     return len(pods)

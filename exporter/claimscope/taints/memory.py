@@ -48,6 +48,27 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     node_uid: str
 
 
+class Maintained(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A node under maintenance."""
+
+    uid: str  # tells this maintenance from an earlier one of the node
+    phase: str
+    started_wall: float
+    gpus: int = 0  # published when it began
+    boot_id: str = ""
+    touched: bool = False  # somebody may have done something to the node: it is verified before it is given back
+    ended_wall: float = 0.0  # when whoever asked for it took that back
+    quiet_wall: float = 0.0  # since when nothing has been wrong, while it is verified
+    unverified: str = ""  # the annotation as it was at the beginning, which is about an earlier one
+
+
+class KnownNode(msgspec.Struct, frozen=True, array_like=True):
+    """Taints of ours that were seen on a Node, for the same reason."""
+
+    keys: tuple[str, ...]
+    node_uid: str
+
+
 class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything."""
 
@@ -58,6 +79,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     breaker: Breaker = Breaker()
     ignores: tuple[Ignore, ...] = ()
     known: dict[str, Known] = {}  # by name of the rule
+    known_nodes: dict[str, KnownNode] = {}
+    maintenance: dict[str, Maintained] = {}  # by node
 
 
 def encode(memory: Memory, bytes_max: int = _BYTES_MAX) -> str:
@@ -67,7 +90,7 @@ def encode(memory: Memory, bytes_max: int = _BYTES_MAX) -> str:
     Rate, breaker, holds and ignores stay.
     """
     text = msgspec.json.encode(memory)
-    for left_out in ("known", "onsets"):
+    for left_out in ("known", "known_nodes", "onsets"):
         if len(text) <= bytes_max:
             break
         memory = msgspec.structs.replace(memory, **{left_out: {}})

@@ -38,6 +38,7 @@ class ReportedFinding:
     clears: str = ""
     systemic: bool = False
     boot_id: str = ""
+    parent: str = ""  # uuid of the GPU that a MIG device is cut from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,9 @@ class NodeReport:
     stale: bool  # its heartbeat is older than the limit: unmonitored, and what stands stays
     cordoned: bool = False  # a human's, or somebody else's
     devices: int = 0  # accelerators of the node, for the budgets' denominators
+    plugin_devices: int = 0  # that its device plugin gives out
+    plugin_withdrawn: int = 0  # that its device plugin gives out no more
+    unsettled: str = ""  # why the machine is in no state to be judged: a driver upgrade, a boot just now, a cordon
     findings: tuple[ReportedFinding, ...] = ()
     partial: bool = False  # some findings were left out or cannot be read: what is not told is not over
 
@@ -67,10 +71,23 @@ class Fence:
     uuid: str
     node: str
     node_uid: str = ""
-    severity: Severity = Severity.DEGRADED
+    severity: Severity = Severity.DEGRADED  # OK: maintenance is no finding
     annotations: Mapping[str, str] = field(default_factory=dict)  # evidence, rules, since, boot id
     created_wall: float | None = None  # of one that stands
     edited: bool = False  # a human changed it: it is left alone
+    eviction: str = ""  # what the cluster says of a rule that stands: EvictionReason's words; "": nothing yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTaint:
+    """One taint of a Node."""
+
+    key: str
+    value: str
+    effect: str  # "PreferNoSchedule", "NoSchedule"
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}:{self.effect}"
 
 
 class Do(enum.Enum):
@@ -91,12 +108,24 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAction:
+    """The taints of ours that a Node should have, where it has others."""
+
+    node: str
+    node_uid: str
+    before: tuple[NodeTaint, ...]
+    after: tuple[NodeTaint, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A fence that is wanted and not put up, or weaker than wanted, and why."""
 
     fence: Fence
     reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused",
-    # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it)
+    # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it),
+    # "upgrade" (the machine is not settled), "evict" (NoSchedule stands, and its pods may not be deleted yet)
     text: str
 
 
@@ -105,7 +134,9 @@ class Plan:
     """The answer of one round."""
 
     actions: tuple[Action, ...] = ()  # clears first, then by severity and age
+    nodes: tuple[NodeAction, ...] = ()  # taints of Nodes, written after the rules
     held: tuple[Held, ...] = ()
     standing: tuple[Fence, ...] = ()  # as they will be after the actions
     budgets: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # scope -> (used, limit)
+    node_taints: Mapping[str, tuple[NodeTaint, ...]] = field(default_factory=dict)  # ours, as they will be
     breaker: str = "closed"  # closed, open, half_open

@@ -16,6 +16,7 @@ import msgspec
 from claimscope.kube.api import JSON, MERGE_PATCH, ApiClient, ApiError, ApiReason, decode
 from claimscope.kube.objects import Lease
 from claimscope.taints.apply import MANAGER, send
+from claimscope.taints.fences import word_of
 from claimscope.taints.memory import Ignore, Memory, acknowledged, half_opened, ignoring
 from claimscope.taints.model import KEY_DOMAIN, Held, Mode, Plan
 
@@ -28,6 +29,11 @@ BREAKER: Final = "breaker"
 
 # All annotations of an object may have 256 KiB together (ValidateAnnotations in k8s.io/apimachinery).
 MEMORY_BYTES: Final = 192 * 1024
+
+
+def is_note(name: str) -> bool:
+    """Whether an annotation is fencing's, or people's word to it; whoever else writes the Lease keeps it."""
+    return name in (PAUSE, MEMORY, SHOWN) or name.startswith((ACKNOWLEDGE, IGNORE))
 
 
 class Notebook:
@@ -154,6 +160,7 @@ class Shown(msgspec.Struct, frozen=True):
     breaker: str = "closed"
     held: tuple[HeldShown, ...] = ()
     held_more: int = 0
+    nodes: dict[str, str] = {}  # taints of ours on Nodes
 
 
 _HELD_MAX: Final = 50
@@ -166,13 +173,14 @@ def shown(mode: Mode, configured: Mode, why: str, plan: Plan) -> str:
         mode=mode.value, configured=configured.value, why=why if mode is not configured else "",
         breaker=plan.breaker, held=tuple(_held(each) for each in held[:_HELD_MAX]),
         held_more=max(len(held) - _HELD_MAX, 0),
+        nodes={node: ", ".join(map(str, taints)) for node, taints in sorted(plan.node_taints.items())[:_HELD_MAX]},
     )).decode()
 
 
 def _held(held: Held) -> HeldShown:
     fence = held.fence
     return HeldShown(
-        device=str(fence.device), node=fence.node, uuid=fence.uuid, severity=fence.severity.value, rule=fence.value,
+        device=str(fence.device), node=fence.node, uuid=fence.uuid, severity=word_of(fence), rule=fence.value,
         reason=held.reason, text=held.text[:300],
     )
 

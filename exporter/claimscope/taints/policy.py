@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import datetime
 import enum
-import types
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
+from typing import Annotated, Final, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta
 
-from claimscope.config import ConfigError, did_you_mean
 from claimscope.health.model import Severity
 from claimscope.health.rules import RULE_BY_KEY
 from claimscope.taints.model import Mode
+from claimscope.yamlfile import ConfigError, YamlMapping, did_you_mean, read_mapping
 
 OVERRIDE_DAYS_MAX: Final = 30
-_FILE_BYTES_MAX: Final = 1 << 20
 _RANK: Final = {mode: rank for rank, mode in enumerate(Mode)}
 
 # What the driver or the hardware itself says. The rest is inferred from measurements, and a node's budget bounds it.
@@ -30,6 +27,26 @@ VERDICT_RULES: Final = frozenset({
     "xid_lost", "xid_fatal", "xid_needs_reboot", "xid_needs_repair", "xid_repeat_fatal", "driver_event_fatal",
     "sram_ecc_threshold", "row_remap_failure", "retired_pages_many",
 })  # fmt: skip
+
+# Rules that may delete pods: nothing runs on such a device any more, or nothing will until the machine reboots.
+EVICTING_RULES: Final = ("gpu_lost", "gpu_missing", "xid_lost", "recovery_action_reboot")
+
+# What a driver that is being exchanged, or was just loaded, looks like: of it nothing is put up meanwhile.
+UNSETTLED_RULES: Final = frozenset({
+    "gpu_missing", "driver_call_hangs", "fabric_not_ready", "fabric_unhealthy", "fabric_degraded",
+})  # fmt: skip
+
+# A verdict on the machine and not on one GPU of it.
+NODE_WIDE_RULES: Final = frozenset({"recovery_action_reboot"})
+
+
+class NodeTaints(enum.Enum):
+    """Whether Nodes are tainted for GPUs that cannot be fenced one by one: no API for it, or a device plugin."""
+
+    NONE = "none"
+    PREFER = "prefer"  # PreferNoSchedule: other nodes go first
+    ENFORCE = "enforce"  # NoSchedule for any lost GPU, and from `node_taint_share` of unhealthy ones
+
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -42,97 +59,147 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class GroupPolicy(_Part, frozen=True):
-    """Of one group of nodes, by the value of the label `node_group_label`."""
+    """Of one group of nodes, by the value of the label that `node_group_label` names."""
 
-    mode: Mode | None = None
+    mode: Annotated[Mode | None, Meta(description="How far rules go on these nodes. Unset: as the file says.")] = None
 
 
 class RulePolicy(_Part, frozen=True):
-    """Of one health rule."""
+    """Of one health rule, by its name in docs/health.md."""
 
-    mode: Mode | None = None
-    no_execute: bool = False  # after NoSchedule has stood for a while, the pods on the device are deleted
+    mode: Annotated[
+        Mode | None, Meta(description="How far the rule goes; of two that are set, rule and group, the milder one.")
+    ] = None
+    no_execute: Annotated[
+        bool,
+        Meta(description="Second step: once its fence has stood for `no_execute.after_seconds`, the effect becomes "
+             "NoExecute, and Kubernetes deletes the pods on the device. Only for "
+             f"{', '.join(f'`{rule}`' for rule in EVICTING_RULES)}."),
+    ] = False
 
 
 class Budgets(_Part, frozen=True):
     """How many GPUs may be kept from work at once, by whomever. Each allows one at least."""
 
-    node_share: Share = 0.5  # for rules that infer; what the driver itself says is not bounded per node
-    group_share: Share = 0.2
-    fleet_share: Share = 0.1
+    node_share: Annotated[
+        Share,
+        Meta(description="Of a node's GPUs, for rules that infer. What the driver itself says is bounded by group and "
+             "fleet alone."),
+    ] = 0.5
+    group_share: Annotated[Share, Meta(description="Of the GPUs of a group of nodes.")] = 0.2
+    fleet_share: Annotated[Share, Meta(description="Of all GPUs.")] = 0.1
 
 
 class Rate(_Part, frozen=True):
-    """How many GPUs may be newly fenced within `seconds`."""
+    """How many GPUs may be newly fenced within a time."""
 
-    least: Count = 3
-    share: Share = 0.02
-    seconds: Seconds = 600.0
+    least: Annotated[Count, Meta(description="So many always.")] = 3
+    share: Annotated[Share, Meta(description="This share of all GPUs, where it is more.")] = 0.02
+    seconds: Annotated[Seconds, Meta(description="The time.")] = 600.0
 
 
 class Systemic(_Part, frozen=True):
     """When one rule on many nodes is taken for one cause outside of the GPUs: it fences no more until acknowledged."""
 
-    nodes: Annotated[int, Meta(ge=1)] = 5
-    share: Share = 0.05
-    least_nodes: Annotated[int, Meta(ge=1)] = 3  # below it the share says nothing: 5 % of ten nodes are none
-    seconds: Seconds = 600.0
+    nodes: Annotated[int, Meta(ge=1, description="New on so many nodes within `seconds`.")] = 5
+    share: Annotated[Share, Meta(description="Or on this share of the nodes, where that is fewer.")] = 0.05
+    least_nodes: Annotated[int, Meta(ge=1, description="But on no fewer: 5 % of ten nodes say nothing.")] = 3
+    seconds: Annotated[Seconds, Meta(description="The time.")] = 600.0
 
 
 class BreakerPolicy(_Part, frozen=True):
     """When nothing is fenced any more: GPUs to be fenced, or just fenced, within the rate's time."""
 
-    share: Share = 0.05
-    least: Count = 8  # one node's GPUs
-    half_open_seconds: Seconds = 1800.0
+    share: Annotated[Share, Meta(description="More than this share of all GPUs opens it.")] = 0.05
+    least: Annotated[Count, Meta(description="But never so many or fewer: the GPUs of one node.")] = 8
+    half_open_seconds: Annotated[
+        Seconds, Meta(description="After so long it lets a quarter of the rate through, to see.")
+    ] = 1800.0
 
 
 class NoExecutePolicy(_Part, frozen=True):
     """The second step of rules with `no_execute`. Pods are deleted without regard to disruption budgets."""
 
-    after_seconds: Seconds = 300.0
-    pods_max: Count = 1  # of one device
+    after_seconds: Annotated[Seconds, Meta(description="How long NoSchedule stands first.")] = 300.0
+    pods_max: Annotated[Count, Meta(description="Pods of one device; where there are more, nothing is deleted.")] = 1
+
+
+class MaintenancePolicy(_Part, frozen=True):
+    """How many nodes may be under maintenance at once, and what must hold before one is given back."""
+
+    nodes_per_group: Annotated[int, Meta(ge=1, description="Nodes of one group at once.")] = 1
+    fleet_share: Annotated[Share, Meta(description="Of the nodes with GPUs; one at least.")] = 0.05
+    quiet_seconds: Annotated[
+        Seconds, Meta(description="For so long nothing may be found on a node before it is given back.")
+    ] = 600.0
 
 
 class Override(_Part, frozen=True):
     """What a human decides on, for a time."""
 
-    do: Literal["ignore", "pin_unhealthy"]
-    until: Moment
-    author: Annotated[str, Meta(min_length=1)]
-    uuid: str = ""  # "": every device
-    rule: str = ""  # "": every rule
-    reason: str = ""
+    do: Annotated[
+        Literal["ignore", "pin_unhealthy"],
+        Meta(description="`ignore`: no fence for the finding. `pin_unhealthy`: a fence without one; it blocks in every "
+             "mode of the file."),
+    ]
+    until: Annotated[Moment, Meta(description=f"Its end, with a time zone; at most {OVERRIDE_DAYS_MAX} days ahead.")]
+    author: Annotated[str, Meta(min_length=1, description="Who decided so.")]
+    uuid: Annotated[str, Meta(description="The GPU or MIG device. Empty: every one, for `ignore` with a rule.")] = ""
+    rule: Annotated[str, Meta(description="The health rule. Empty: every one.")] = ""
+    reason: Annotated[str, Meta(description="For others to read.")] = ""
 
 
 class Pause(_Part, frozen=True):
     """No new fences, here or everywhere; lifting goes on."""
 
-    author: Annotated[str, Meta(min_length=1)]
-    node: str = ""
-    group: str = ""  # node and group empty: everywhere
-    until: Moment | None = None
-    reason: str = ""
+    author: Annotated[str, Meta(min_length=1, description="Who decided so.")]
+    node: Annotated[str, Meta(description="Only this node.")] = ""
+    group: Annotated[str, Meta(description="Only this group. Without node and group: everywhere.")] = ""
+    until: Annotated[Moment | None, Meta(description="Its end. Unset: until it is taken out.")] = None
+    reason: Annotated[str, Meta(description="For others to read.")] = ""
 
 
 class Policy(_Part, frozen=True):
     """The file."""
 
-    mode: Mode = Mode.ANNOUNCE
-    groups: dict[str, GroupPolicy] = {}
-    rules: dict[str, RulePolicy] = {}
-    node_group_label: str = "nvidia.com/gpu.product"
+    mode: Annotated[
+        Mode, Meta(description="How far fencing goes where neither rule nor group says; else `--taint-mode`.")
+    ] = Mode.ANNOUNCE
+    groups: Annotated[dict[str, GroupPolicy], Meta(description="By the value of `node_group_label`.")] = {}
+    rules: Annotated[dict[str, RulePolicy], Meta(description="By the name of the health rule.")] = {}
+    node_group_label: Annotated[
+        str, Meta(description="Label of Nodes whose value is their group.")
+    ] = "nvidia.com/gpu.product"
     budgets: Budgets = Budgets()
     rate: Rate = Rate()
-    cap: Count = 2000  # rules of any effect
+    cap: Annotated[Count, Meta(description="DeviceTaintRules of claimscope that may stand, of any effect.")] = 2000
     systemic: Systemic = Systemic()
     breaker: BreakerPolicy = BreakerPolicy()
     no_execute: NoExecutePolicy = NoExecutePolicy()
-    stale_seconds: Annotated[float, Meta(ge=30, le=86400)] = 120.0
-    stale_share: Share = 0.2  # more silent agents than this: no new blocking fences
-    deleted_ignore_seconds: Seconds = 3600.0  # how long a fence stays away that a human took away
-    overrides: tuple[Override, ...] = ()
-    pause: tuple[Pause, ...] = ()
+    maintenance: MaintenancePolicy = MaintenancePolicy()
+    node_taints: Annotated[
+        NodeTaints,
+        Meta(description="Whether Nodes are tainted for GPUs that cannot be fenced one by one, where the mode is "
+             "`enforce`: `prefer` by PreferNoSchedule; `enforce` by NoSchedule for any lost GPU, and from "
+             "`node_taint_share` of unhealthy ones."),
+    ] = NodeTaints.NONE
+    node_taint_share: Annotated[
+        Share, Meta(description="Share of a node's GPUs that must be unhealthy to keep work off the node.")
+    ] = 0.5
+    alpha_api: Annotated[
+        bool, Meta(description="Write DeviceTaintRules as v1alpha3, where Kubernetes 1.35 serves them so alone.")
+    ] = False
+    stale_seconds: Annotated[
+        float, Meta(ge=30, le=86400, description="An agent that is silent for longer leaves its node unmonitored.")
+    ] = 120.0
+    stale_share: Annotated[
+        Share, Meta(description="While more of the agents than this are silent, nothing new is kept from work.")
+    ] = 0.2
+    deleted_ignore_seconds: Annotated[
+        Seconds, Meta(description="How long a fence stays away that somebody else deleted.")
+    ] = 3600.0
+    overrides: Annotated[tuple[Override, ...], Meta(description="What humans decided, each for a time.")] = ()
+    pause: Annotated[tuple[Pause, ...], Meta(description="Where nothing new is put up.")] = ()
 
     def mode_of(self, group: str, rule: str) -> Mode:
         """How far a rule goes in a group: what group and rule say goes before the default, the milder of both first."""
@@ -162,118 +229,38 @@ def effect_of(mode: Mode, severity: Severity) -> str | None:
 # --- reading the file ---
 
 
-def read_policy(text: str, name: str, now_wall: float) -> Policy:
-    """The policy of a YAML file; raises ConfigError with file, line, column and what to write instead."""
-    if len(text) > _FILE_BYTES_MAX:
-        raise ConfigError(f"{name}: more than {_FILE_BYTES_MAX} bytes: this is not a policy")
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
-        raise ConfigError(f"{at}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    if root is None:
-        return Policy()
-    _check(root, value, Policy, name)
-    policy = msgspec.convert(value, Policy)
-    _check_meaning(root, policy, name, now_wall)
-    return policy
+def read_policy(text: bytes | str, name: str, now_wall: float, mode: Mode = Mode.ANNOUNCE) -> Policy:
+    """The policy of a YAML file; `mode` is that of a file that names none.
+
+    Raises ConfigError with file, line, column and what to write instead.
+    """
+    found = read_mapping(text, name)
+    if found is None:
+        return Policy(mode=mode)
+    policy = found.convert(Policy)
+    _check_meaning(found, policy, now_wall)
+    return policy if "mode" in found.values else msgspec.structs.replace(policy, mode=mode)
 
 
-def _at(name: str, node: yaml.Node) -> str:
-    return f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-
-
-def _check(node: yaml.Node, value: Any, kind: Any, name: str) -> None:  # noqa: ANN401 - any value of any type
-    """Walks text and types side by side, so that an error can say where it is."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        _check_struct(node, value, kind, name)
-        return
-    origin = get_origin(kind)
-    if origin is dict and isinstance(node, yaml.MappingNode):
-        for key_node, value_node in _pairs(node, name):
-            _check(value_node, value[yaml.safe_load(yaml.serialize(key_node))], get_args(kind)[1], name)
-        return
-    if origin is tuple and isinstance(node, yaml.SequenceNode):
-        for entry, part in zip(node.value, value, strict=True):
-            _check(entry, part, get_args(kind)[0], name)
-        return
-    choices = _choices(kind)
-    if choices and value is not None and (not isinstance(value, str) or value not in choices):
-        found = node.value if isinstance(node, yaml.ScalarNode) else value
-        raise ConfigError(f"{_at(name, node)}: unknown value `{found}`: {did_you_mean(str(found), choices)}")
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{_at(name, node)}: `{_shown(node)}`: {error}") from error
-
-
-def _shown(node: yaml.Node) -> str:
-    return str(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-
-
-def _pairs(node: yaml.MappingNode, name: str) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-    seen: set[str] = set()
-    for key_node, value_node in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"{_at(name, key_node)}: a key must be a word: put it into quotes")
-        if key_node.value in seen:
-            raise ConfigError(f"{_at(name, key_node)}: key `{key_node.value}` stands here a second time: remove one")
-        seen.add(key_node.value)
-        yield key_node, value_node
-
-
-def _check_struct(node: yaml.Node, value: Any, kind: type[msgspec.Struct], name: str) -> None:  # noqa: ANN401
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{_at(name, node)}: expected `key: value` lines")
-    hints = get_type_hints(kind, include_extras=True)
-    required = {field.name for field in msgspec.structs.fields(kind) if field.required}
-    for key_node, value_node in _pairs(node, name):
-        key = key_node.value
-        if key not in hints:
-            raise ConfigError(f"{_at(name, key_node)}: unknown key `{key}`: {did_you_mean(key, tuple(hints))}")
-        required.discard(key)
-        _check(value_node, value[key], hints[key], name)
-    if required:
-        raise ConfigError(f"{_at(name, node)}: `{min(required)}` is missing")
-
-
-def _choices(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return tuple(str(member.value) for member in kind)
-    origin = get_origin(kind)
-    if origin is Literal:
-        return tuple(str(choice) for choice in get_args(kind))
-    if origin is Union or origin is types.UnionType:
-        return tuple(choice for part in get_args(kind) for choice in _choices(part))
-    return ()
-
-
-def _child(node: yaml.Node, key: str) -> yaml.Node:
-    if isinstance(node, yaml.MappingNode):
-        value_node: yaml.Node
-        for key_node, value_node in node.value:
-            if key_node.value == key:
-                return value_node
-    return node
-
-
-def _check_meaning(root: yaml.Node, policy: Policy, name: str, now_wall: float) -> None:
-    for key_node, _ in _child(root, "rules").value if policy.rules else ():
-        _check_rule(key_node.value, _at(name, key_node))
-    nodes = _child(root, "overrides").value if policy.overrides else ()
-    for node, override in zip(nodes, policy.overrides, strict=True):
-        if override.rule:
-            _check_rule(override.rule, _at(name, _child(node, "rule")))
-        if not override.uuid and (not override.rule or override.do == "pin_unhealthy"):
-            raise ConfigError(f"{_at(name, node)}: `uuid` is missing: this would be about every device")
-        if override.until.timestamp() > now_wall + OVERRIDE_DAYS_MAX * 86400:
+def _check_meaning(found: YamlMapping, policy: Policy, now_wall: float) -> None:
+    for key_node, _ in found.pairs(found.node("rules")) if policy.rules else ():
+        _check_rule(key_node.value, found.at(key_node))
+        if policy.evicts(key_node.value) and key_node.value not in EVICTING_RULES:
             raise ConfigError(
-                f"{_at(name, _child(node, 'until'))}: `{override.until.isoformat()}` is more than {OVERRIDE_DAYS_MAX} "
-                "days ahead: an override must end; renew it when it does"
+                f"{found.at(found.node('rules', key_node.value, 'no_execute'))}: `{key_node.value}` may not delete "
+                f"pods: `no_execute` is for {', '.join(f'`{rule}`' for rule in EVICTING_RULES)}; remove it"
+            )
+    for place, override in enumerate(policy.overrides):
+        if override.rule:
+            _check_rule(override.rule, found.at(found.node("overrides", place, "rule")))
+        if not override.uuid and (not override.rule or override.do == "pin_unhealthy"):
+            at = found.at(found.node("overrides", place))
+            raise ConfigError(f"{at}: `uuid` is missing: this would be about every device")
+        if override.until.timestamp() > now_wall + OVERRIDE_DAYS_MAX * 86400:
+            at = found.at(found.node("overrides", place, "until"))
+            raise ConfigError(
+                f"{at}: `{override.until.isoformat()}` is more than {OVERRIDE_DAYS_MAX} days ahead: an override must "
+                "end; renew it when it does"
             )
 
 

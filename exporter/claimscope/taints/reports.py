@@ -19,6 +19,7 @@ import msgspec
 from claimscope.health.model import Severity
 from claimscope.kube.objects import Lease, Node
 from claimscope.taints.inventory import Inventory
+from claimscope.taints.machines import Machines
 from claimscope.taints.model import KEY_DOMAIN, NodeReport, ReportedFinding
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _finding(node: str, boot_id: str, entry: Any) -> ReportedFinding:  # noqa: A
         node=node, uuid=uuid, serial=_text(entry.get("serial")), rule=rule, severity=_SEVERITIES[severity],
         since_wall=float(since), clears=_text(entry.get("clears")), systemic=entry.get("systemic") is True,
         evidence={key[:_TEXT_MAX]: _text(value) for key, value in list((evidence or {}).items())[:_EVIDENCE_MAX]},
-        boot_id=_text(entry.get("boot_id")) or boot_id,
+        boot_id=_text(entry.get("boot_id")) or boot_id, parent=_text(entry.get("parent")),
     )  # fmt: skip
 
 
@@ -138,6 +139,7 @@ class Reports:
         self._leases: dict[str, Lease] = {}  # by node
         self._told: dict[str, Told] = {}
         self._said: dict[str, str] = {}  # node -> what was wrong, once it has been logged
+        self._machines = Machines()
 
     def follow(self, leases: Iterable[Lease], now_ns: int) -> None:
         """Takes all Leases as they stand now. Where two name one node, the one renewed last is believed."""
@@ -174,12 +176,15 @@ class Reports:
         self, nodes: Mapping[str, Node], inventory: Inventory, *, group_label: str, stale_seconds: float, now_ns: int,
         now_wall: float,
     ) -> dict[str, NodeReport]:
-        """A report of every node that has an agent or publishes GPUs."""
+        """A report of every node that has an agent or GPUs."""
+        machines = self._machines
+        machines.follow(nodes)
         made: dict[str, NodeReport] = {}
-        for name in {**dict.fromkeys(self._leases), **dict.fromkeys(inventory.nodes())}:
+        for name in dict.fromkeys((*self._leases, *inventory.nodes(), *machines.with_plugin())):
             silence = self.heartbeats.silence_seconds(name, now_ns)
             told = self._told.get(name)
             node = nodes.get(name)
+            offered, withdrawn = machines.offers(name)
             made[name] = NodeReport(
                 node=name,
                 node_uid=node.metadata.uid if node is not None else "",
@@ -187,10 +192,13 @@ class Reports:
                 heard_wall=0.0 if silence is None else now_wall - silence,
                 stale=silence is None or silence > stale_seconds,
                 cordoned=node is not None and bool(node.spec.unschedulable),
-                devices=inventory.gpus_of(name),
+                devices=max(inventory.gpus_of(name), offered),
+                plugin_devices=offered,
+                plugin_withdrawn=withdrawn,
+                unsettled=machines.unsettled(node, now_ns) if node is not None else "",
                 findings=told.findings if told is not None else (),
                 partial=told is None or told.partial,
-            )
+            )  # fmt: skip
         return made
 
 

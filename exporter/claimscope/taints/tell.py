@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,10 +11,13 @@ from claimscope.claims.model import DeviceKey
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason
 from claimscope.taints import conditions, events
+from claimscope.taints.conditions import NodeCondition
 from claimscope.taints.events import About, Announcer, Note
-from claimscope.taints.model import Action, Fence, Held, NodeReport
+from claimscope.taints.fences import for_maintenance
+from claimscope.taints.model import Action, Fence, Held, NodeAction, NodeReport
 
 CONDITIONS_PER_ROUND: Final = 50
+DAY_SECONDS: Final = 86400.0
 SAID_SECONDS: Final = 30.0  # within which a Node need not have come back with what was written
 _PODS_MAX: Final = 8  # of one device
 
@@ -29,9 +32,12 @@ class Teller:
     announcer: Announcer
     _said: dict[str, tuple[int, tuple[conditions.NodeCondition, ...]]] = field(default_factory=dict)
     _held: set[tuple[str, str]] = field(default_factory=set)  # (name of the rule, reason)
+    _silent: dict[str, int] = field(default_factory=dict)  # node -> days of silence that were told
 
-    async def conditions(self, reports: Iterable[NodeReport]) -> AsyncIterator[tuple[str, ApiError | None]]:
-        """Writes what has changed on Nodes, some at a time."""
+    async def conditions(
+        self, reports: Iterable[NodeReport], maintenance: Mapping[str, NodeCondition], *, health: bool = True
+    ) -> AsyncIterator[tuple[str, ApiError | None]]:
+        """Writes what has changed on Nodes, some at a time; without `health` only what is about maintenance."""
         left = CONDITIONS_PER_ROUND
         now_ns = self.clock.monotonic_ns()
         for report in reports:
@@ -39,7 +45,12 @@ class Teller:
             if node is None:
                 continue
             present = conditions.present_on(node)
-            wanted = conditions.wanted(report, present)
+            under_maintenance = report.node in maintenance
+            if not (health or under_maintenance or conditions.MAINTENANCE_READY in present):
+                continue
+            wanted = conditions.wanted(report, present) if health or present.keys() & conditions.HEALTH_TYPES else ()
+            if under_maintenance:
+                wanted = (*wanted, maintenance[report.node])
             if not conditions.differ(wanted, present):
                 self._said.pop(report.node, None)
                 continue
@@ -58,18 +69,45 @@ class Teller:
                 yield "condition", None
 
     async def transitions(
-        self, done: Iterable[tuple[Action, Fence | None]], held: Iterable[Held]
+        self,
+        done: Iterable[tuple[Action, Fence | None]],
+        held: Iterable[Held],
+        tainted: Iterable[NodeAction] = (),
     ) -> AsyncIterator[tuple[str, ApiError | None]]:
         """Tells of each write that was done, with the rule as it was before, and of what is newly held back."""
         notes: list[Note] = []
         for action, before in done:
             fence = action.fence
+            if for_maintenance(fence):
+                continue  # told once for the node
             notes += events.of_action(action, before, (*self._node(fence), *self._pods(fence.device)))
         now = {(each.fence.name, each.reason): each for each in held if each.reason not in _QUIET}
         for key, each in now.items():
             if key not in self._held:
                 notes += (events.of_held(each, about) for about in self._node(each.fence))
         self._held = set(now)
+        notes += (events.of_node(each, self._about(each.node)) for each in tainted)
+        async for told in self.send(notes):
+            yield told
+
+    async def silences(
+        self, reports: Iterable[NodeReport], wall: float
+    ) -> AsyncIterator[tuple[str, ApiError | None]]:
+        """Tells of each agent that fell silent, and again each day that it stays so."""
+        notes: list[Note] = []
+        days: dict[str, int] = {}
+        for report in reports:
+            if not report.stale or report.heard_wall <= 0 or report.node not in self.cluster.nodes:
+                continue
+            days[report.node] = int((wall - report.heard_wall) // DAY_SECONDS)
+            if self._silent.get(report.node, -1) < days[report.node]:
+                notes.append(events.of_silence(self._about(report.node), days[report.node]))
+        self._silent = days
+        async for told in self.send(notes):
+            yield told
+
+    async def send(self, notes: Iterable[Note]) -> AsyncIterator[tuple[str, ApiError | None]]:
+        """Sends Events, as far as the rate allows."""
         for note in notes:
             wall = self.clock.wall_ns() / 1e9
             if not self.announcer.due(note, wall):
@@ -82,9 +120,12 @@ class Teller:
             else:
                 yield "event", None
 
+    def _about(self, name: str) -> About:
+        node = self.cluster.nodes.get(name)
+        return About(kind="Node", name=name, uid="" if node is None else node.metadata.uid)
+
     def _node(self, fence: Fence) -> tuple[About, ...]:
-        node = self.cluster.nodes.get(fence.node)
-        return () if node is None else (About(kind="Node", name=fence.node, uid=node.metadata.uid),)
+        return (self._about(fence.node),) if fence.node in self.cluster.nodes else ()
 
     def _pods(self, device: DeviceKey) -> list[About]:
         found: dict[About, None] = {}

@@ -16,7 +16,7 @@ from claimscope.taints.inputs import PINNED, Inputs
 from claimscope.taints.inventory import Site
 from claimscope.taints.memory import Ignore, Memory
 from claimscope.taints.model import Fence, Held, Mode, NodeReport, ReportedFinding
-from claimscope.taints.policy import VERDICT_RULES, Override, effect_of
+from claimscope.taints.policy import VERDICT_RULES, NodeTaints, Override, effect_of
 
 _NOWHERE: Final = DeviceKey("", "", "")
 _EVIDENCE_BYTES_MAX: Final = 4096
@@ -129,8 +129,8 @@ def _of_node(
         places = inputs.inventory.sites(finding.uuid, report.node)
         if not places:
             result.standing.add((report.node, finding.uuid, finding.severity))
-            text = f"no complete pool of node {report.node} publishes {finding.uuid}"
-            result.held.append(Held(fence=_unplaced(report, finding), reason="unresolved", text=text))
+            if (absent := _absent(inputs, report, finding)) is not None:
+                result.held.append(absent)
         for site in places:
             said = silence.of(site.uuid, finding.rule)
             if said is not None and site.uuid != finding.uuid:
@@ -140,6 +140,16 @@ def _of_node(
             found.setdefault((site.identity, finding.severity), []).append(finding)
     for (identity, _), ours in found.items():
         result.wants.append(_want(inputs, report, sites[identity], ours))
+
+
+def _absent(inputs: Inputs, report: NodeReport, finding: ReportedFinding) -> Held | None:
+    """Why a device that no slice publishes gets no fence; None where its node gets one (node_taints.py)."""
+    reason, text = "unresolved", f"no complete pool of node {report.node} publishes {finding.uuid}"
+    if report.plugin_devices:
+        if inputs.policy.node_taints is not NodeTaints.NONE:
+            return None
+        reason, text = "mode", f"a device plugin gives {finding.uuid} out, and `node_taints` of the policy is `none`"
+    return Held(fence=_unplaced(report, finding), reason=reason, text=text)
 
 
 def _refusal(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silence: Silence) -> Held | None:
@@ -155,9 +165,13 @@ def _refusal(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silen
     return None
 
 
+def by_weight(finding: ReportedFinding) -> tuple[bool, float, str]:
+    """The driver's own word leads, then the oldest: news seldom change the value of a taint."""
+    return finding.rule not in VERDICT_RULES, finding.since_wall, finding.rule
+
+
 def _want(inputs: Inputs, report: NodeReport, site: Site, findings: list[ReportedFinding]) -> Want:
-    # The driver's own word leads, then the oldest: news seldom change the value.
-    findings.sort(key=lambda finding: (finding.rule not in VERDICT_RULES, finding.since_wall, finding.rule))
+    findings.sort(key=by_weight)
     rules = tuple(dict.fromkeys(finding.rule for finding in findings))
     blocking = tuple(
         rule for rule in rules
@@ -174,7 +188,7 @@ def _want(inputs: Inputs, report: NodeReport, site: Site, findings: list[Reporte
 
 def _unplaced(report: NodeReport, finding: ReportedFinding) -> Fence:
     return Fence(
-        name=base_name(finding.uuid, finding.severity), device=_NOWHERE, key=KEYS[finding.severity],
+        name=base_name(report.node, finding.uuid, finding.severity), device=_NOWHERE, key=KEYS[finding.severity],
         value=finding.rule, effect="None", uuid=finding.uuid, node=report.node, node_uid=report.node_uid,
         severity=finding.severity,
     )  # fmt: skip
@@ -195,7 +209,7 @@ def _at(site: Site, report: NodeReport, findings: Iterable[ReportedFinding], eff
         fences.BOOT_ID: leading.boot_id,
     }
     return Fence(
-        name=base_name(site.identity, leading.severity), device=site.device, key=KEYS[leading.severity],
+        name=base_name(report.node, site.identity, leading.severity), device=site.device, key=KEYS[leading.severity],
         value=leading.rule, effect=effect, uuid=site.uuid, node=report.node, node_uid=report.node_uid,
         severity=leading.severity, annotations={key: text for key, text in annotations.items() if text},
     )  # fmt: skip

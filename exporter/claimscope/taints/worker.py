@@ -14,20 +14,24 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
+
 from claimscope.claims.cluster import Cluster
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason
 from claimscope.kube.objects import DeviceTaintRule
 from claimscope.metrics.controller import own
 from claimscope.model import Sample
-from claimscope.taints import guard, memory
+from claimscope.taints import apply_nodes, guard, memory, tally
 from claimscope.taints.apply import RuleWriter, Standing
-from claimscope.taints.events import Announcer
+from claimscope.taints.events import COMPONENT, Announcer
+from claimscope.taints.fences import blocks
 from claimscope.taints.guard import Allowed
 from claimscope.taints.inputs import gather
 from claimscope.taints.inventory import Inventory
+from claimscope.taints.maintenance_keeper import Keeper
 from claimscope.taints.memory import Memory
-from claimscope.taints.model import Action, Do, Fence, Mode, NodeReport, Plan
+from claimscope.taints.model import Action, Do, Fence, Mode, NodeAction, NodeReport, Plan
 from claimscope.taints.notebook import MEMORY, MEMORY_BYTES, SHOWN, Notebook, asked_of, paused_by, shown
 from claimscope.taints.plan import plan
 from claimscope.taints.policy import Pause, Policy
@@ -43,9 +47,11 @@ log = logging.getLogger(__name__)
 ROUND_SECONDS: Final = 4.0  # the longest pause
 NEWS_SECONDS: Final = 0.2  # the shortest pause
 NOTES_SECONDS: Final = 2.0  # how often the Lease is read at most; with the longest pause, pausing acts in 10 s
-SHARE_OF_TIME: Final = 0.1  # that rounds may take
+SHARE_OF_TIME: Final = 0.1  # that deciding may take; writing is mostly waiting
 GUARD_SECONDS: Final = 60.0  # how often the server is asked what it is; an upgrade replaces it
 WRITES_PER_ROUND: Final = 500
+NODES_PER_ROUND: Final = 50
+RETRY_AFTER_SECONDS_MAX: Final = 60.0  # of what a server asks for; what stands stays meanwhile
 READ_KINDS: Final = ("leases", "resourceslices", "devicetaintrules", "nodes", "resourceclaims")
 
 
@@ -89,6 +95,8 @@ class Fencing:
         count_since_wall: float,
         round_seconds: float = ROUND_SECONDS,
         notes_seconds: float = NOTES_SECONDS,
+        only_node: str = "",
+        component: str = COMPONENT,
     ) -> None:
         self._api = api
         self._clock = clock
@@ -99,12 +107,15 @@ class Fencing:
         self._readable = readable  # everything that is decided on has been read, and is still being heard of
         self._round_seconds = round_seconds
         self._notes_seconds = notes_seconds
+        self._only_node = only_node  # an agent that works for itself touches nothing else
         self._news = asyncio.Event()
+        self._deciding_seconds = 0.0  # that the last decision took
         self._inventory = Inventory()
         self._reports = Reports()
         self._rules = StandingRules()
         self._violations = HealthViolations(count_since_wall)
-        self._announcer = Announcer(api, identity)
+        self._announcer = Announcer(api, identity, component)
+        self._keeper = Keeper(api, cluster, clock)
         self._teller = Teller(api, cluster, clock, self._announcer)
         self._tally = Tally()
         self._failures = _Failures()
@@ -113,10 +124,13 @@ class Fencing:
         self._memory: Memory | None = None  # None: not read yet
         self._allowed: Allowed | None = None
         self._asked_ns: int | None = None
+        self._wait_until_ns = 0  # the server asked to be left alone
+        self._unlifted: frozenset[str] = frozenset()  # rules that the server did not let go in the last round
         self._taken_on_trial = False  # the server has said that it would take a rule
         self._writer: RuleWriter | None = None
         self._plan = Plan()
         self._standing: Mapping[str, Standing] = {}
+        self._heard: Mapping[str, NodeReport] = {}
         self._ineffective: Mapping[str, bool] = {}
         self._said_ineffective: set[str] = set()
         self._round_wall: float | None = None
@@ -129,17 +143,17 @@ class Fencing:
         """Works until it is cancelled."""
         while True:
             self._news.clear()
-            began_ns = self._clock.monotonic_ns()
             if self._leads() and self._readable():
                 await self.round()
-            seconds = (self._clock.monotonic_ns() - began_ns) / 1e9
-            await asyncio.sleep(min(max(seconds / SHARE_OF_TIME, NEWS_SECONDS), self._round_seconds))
+            await asyncio.sleep(min(max(self._deciding_seconds / SHARE_OF_TIME, NEWS_SECONDS), self._round_seconds))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._round_seconds):
                     await self._news.wait()
 
     async def round(self) -> None:
         """One round. What fails is counted, said, and tried again in the next."""
+        if self._waits():
+            return
         try:
             await self._ask()
             await self._decide_and_write()
@@ -158,7 +172,9 @@ class Fencing:
             if problem:
                 log.warning("what was fenced lately is not known, so the breaker starts half open: %s", problem)
         if self._asked_ns is None or now_ns - self._asked_ns >= GUARD_SECONDS * 1e9:
-            before, self._allowed = self._allowed, await guard.examine(self._api)
+            before, self._allowed = self._allowed, await guard.examine(
+                self._api, alpha=self._policies.current(self._wall()).alpha_api
+            )
             self._asked_ns = now_ns
             if self._allowed != before:
                 self._say_mode(self._allowed)
@@ -196,25 +212,39 @@ class Fencing:
         inputs = gather(
             cluster=self._cluster, inventory=self._inventory, reports=reports.values(), policy=policy, now_wall=wall,
             standing=[each.fence for each in standing.values()],
-            pauses=() if author is None else (Pause(author=author),),
+            pauses=() if author is None else (Pause(author=author),), only_node=self._only_node,
         )
-        inputs = replace(inputs, ceiling=self._allowed.mode, ceiling_text=self._allowed.text)
-        self._plan, self._memory = plan(inputs, asked.on(self._memory, wall))
+        inputs = replace(
+            inputs, ceiling=self._allowed.mode, ceiling_text=self._allowed.text, unlifted=self._unlifted,
+            device_taints=self._allowed.mode is not Mode.OBSERVE and "devicetaintrules" in self._cluster.synced,
+        )
+        before = asked.on(self._memory, wall)
+        if not self._only_node:  # an agent sees neither claims nor who asks for its own node
+            inputs, states = self._keeper.decide(
+                inputs, before.maintenance, readable="devicetaintrules" in self._cluster.synced
+            )
+            before = msgspec.structs.replace(before, maintenance=states)
+        self._plan, self._memory = plan(inputs, before)
+        self._deciding_seconds = (self._clock.monotonic_ns() - now_ns) / 1e9
+        self._unlifted = frozenset()
         actions = self._actions(self._allowed)
         done: list[tuple[Action, Fence | None]] = []
-        if policy.mode is Mode.OBSERVE and not actions:
-            pass  # in this mode nothing is written but what lifts
+        observes = policy.mode is Mode.OBSERVE
+        if observes and not actions and not self._plan.nodes and not self._keeper.unfinished:
+            pass  # in this mode nothing is written but what lifts, and what is said of maintenance
         # Remembered first: after a crash, a rule that we lifted would look like one that a person took away.
         elif await self._remember(policy, asked.annotations):
             done = await self._write(actions, standing)
-            if not inputs.pauses:
-                await self._tell(reports, done)
+            tainted = await self._taint_nodes()
+            if not inputs.pauses and not self._waits():
+                await self._tell(reports, done, tainted, health=not observes or bool(actions or self._plan.nodes))
         self._count(reports, wall)
+        self._heard = reports
         self._round_wall = wall
 
     def _actions(self, allowed: Allowed) -> tuple[Action, ...]:
         """What is written of the plan. Where no mode is safe what stands stays; where rules do harm they are lifted."""
-        if allowed.mode is Mode.OBSERVE and allowed.reason != "scheduler_bug":
+        if allowed.mode is Mode.OBSERVE and not allowed.lifts:
             return ()
         if "devicetaintrules" not in self._cluster.synced:
             return ()  # they may not be read: what stands is not known
@@ -253,15 +283,38 @@ class Fencing:
                 if refused:
                     continue
             before = standing.get(action.fence.name)
+            if self._unlifted and _takes_room(action, before):
+                continue  # there is no room yet; the next round counts what was not let go
             try:
                 after = await writer.write(action, before)
             except ApiError as error:
                 self._failed(action.do.value, error)
+                if _gives_room(action, before):
+                    self._unlifted |= {action.fence.name}
                 if error.reason in (ApiReason.RATE_LIMITED, ApiReason.UNREACHABLE, ApiReason.TIMEOUT):
-                    await asyncio.sleep(min(error.retry_after_seconds or 0.0, self._round_seconds))
                     break  # the others would fare no better
                 continue
             done.append((action, self._written(action, before, after)))
+        return done
+
+    async def _taint_nodes(self) -> list[NodeAction]:
+        """Writes taints of Nodes, after the rules that may take their place."""
+        done: list[NodeAction] = []
+        for action in self._plan.nodes[:NODES_PER_ROUND]:
+            if not self._leads() or self._waits():
+                break
+            try:
+                changed = await apply_nodes.write(self._api, action.node, action.node_uid, action.after)
+            except ApiError as error:
+                self._failed("node_taint", error)
+                continue
+            self._succeeded("node_taint")
+            if changed:
+                done.append(action)
+                log.info(
+                    "node %s has taints %s: %s", action.node, ", ".join(map(str, action.after)) or "none of ours",
+                    action.reason,
+                )  # fmt: skip
         return done
 
     async def _try_out(self, writer: RuleWriter, fence: Fence) -> bool:
@@ -290,10 +343,19 @@ class Fencing:
         )
         return fence_before
 
-    async def _tell(self, reports: Mapping[str, NodeReport], done: list[tuple[Action, Fence | None]]) -> None:
-        await self._follow(self._teller.transitions(done, self._plan.held))
+    async def _tell(
+        self, reports: Mapping[str, NodeReport], done: list[tuple[Action, Fence | None]], tainted: list[NodeAction],
+        *, health: bool,
+    ) -> None:
+        await self._follow(self._teller.transitions(done, self._plan.held, tainted))
+        keeper = self._keeper
+        expected = keeper.outcome.nodes  # a node under maintenance may be off
+        others = [report for node, report in reports.items() if node not in expected]
+        await self._follow(self._teller.silences(others, self._wall()))
         await asyncio.sleep(0)
-        await self._follow(self._teller.conditions(reports.values()))
+        await self._follow(self._teller.conditions(keeper.all_of(reports), keeper.conditions(), health=health))
+        await self._follow(self._teller.send(keeper.news()))
+        await self._follow(keeper.ask())
 
     async def _follow(self, writes: AsyncIterator[tuple[str, ApiError | None]]) -> None:
         async for verb, error in writes:
@@ -301,7 +363,7 @@ class Fencing:
                 self._succeeded(verb)
             else:
                 self._failed(verb, error)
-            if not self._leads():
+            if not self._leads() or self._waits():
                 return
 
     async def _remember(self, configured: Policy, asked: Iterable[str]) -> bool:
@@ -329,7 +391,13 @@ class Fencing:
             self._notes = {name: value for name, value in now.items() if value is not None}
         return True
 
+    def _waits(self) -> bool:
+        return self._clock.monotonic_ns() < self._wait_until_ns
+
     def _failed(self, verb: str, error: ApiError) -> None:
+        if error.retry_after_seconds:
+            seconds = min(error.retry_after_seconds, RETRY_AFTER_SECONDS_MAX)
+            self._wait_until_ns = self._clock.monotonic_ns() + round(seconds * 1e9)
         self._tally.writes[verb, error.reason.value] += 1
         self._failures.note(verb, error)
 
@@ -345,7 +413,9 @@ class Fencing:
         standing = [each.fence for each in self._standing.values()]
         return [
             *self._violations.samples(),
-            *self._tally.samples(standing, self._plan.held, self._plan.budgets, self._ineffective),
+            *self._keeper.samples(),
+            *self._tally.samples(standing, self._plan, self._ineffective),
+            *tally.agent_samples(self._heard),
         ]
 
     def own_samples(self) -> list[Sample]:
@@ -363,6 +433,21 @@ class Fencing:
         if self._round_wall is not None:
             made.append(own("taint_last_round_timestamp_seconds", self._round_wall))
         return made
+
+
+def _blocks(fence: Fence | None) -> bool:
+    return fence is not None and blocks(fence.effect)
+
+
+def _gives_room(action: Action, before: Standing | None) -> bool:
+    """Whether it lets a device go that is kept from work."""
+    after = None if action.do is Do.DELETE else action.fence
+    return before is not None and _blocks(before.fence) and not _blocks(after)
+
+
+def _takes_room(action: Action, before: Standing | None) -> bool:
+    """Whether it keeps a device from work that was not."""
+    return action.do is not Do.DELETE and _blocks(action.fence) and not (before is not None and _blocks(before.fence))
 
 
 _SAID: Final = {Do.CREATE: "put up", Do.UPDATE: "changed", Do.DELETE: "lifted"}

@@ -24,7 +24,7 @@ from claimscope.sim.api.faults import HttpFault, faulty
 from claimscope.sim.api.kinds import ALL_KINDS, RESOURCE_CLAIMS, RESOURCE_SLICES, in_version
 from claimscope.sim.api.store import MAX_HISTORY, Kind, Selection, Store, Stored
 from claimscope.sim.api.watch import BATCH, StreamingLists, Watches, number
-from claimscope.sim.api.writes import Target, Writes
+from claimscope.sim.api.writes import Admit, Target, Writes
 
 __all__ = [
     "ALL_KINDS",
@@ -54,6 +54,7 @@ class SimApiServer:
         token: str | None = None,
         users: Mapping[str, User] | None = None,
         rule: Rule | None = None,
+        admit: Admit | None = None,
         git_version: str = "v1.36.3",
         streaming_lists: StreamingLists = StreamingLists.SERVED,
         bookmark_seconds: float = 60.0,
@@ -61,7 +62,7 @@ class SimApiServer:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.store = Store(kinds, on_change=lambda table: self._watches.wake(table), max_history=max_history)
-        self.writes = Writes(self.store, wall)
+        self.writes = Writes(self.store, wall, admit)
         known = {} if token is None else {token: User(name="kubernetes-admin")}
         self.access = AccessTable({**known, **(users or {})}, rule)
         self.git_version = git_version
@@ -133,6 +134,11 @@ class SimApiServer:
     def load(self, kind: Kind, objects: Iterable[Mapping[str, Any] | bytes]) -> int:
         """Stores many objects (JSON, or decoded) fast. Watches on the kind end with 410. Returns the number."""
         return self.store.load(kind, objects)
+
+    def upgrade(self, git_version: str, kinds: Sequence[Kind]) -> None:
+        """Another release takes over what is stored, and serves it in other versions."""
+        self.git_version = git_version
+        self.store.kinds = tuple(kinds)
 
     def compact(self) -> None:
         """Forgets the history: a watch from an older version is answered with 410."""

@@ -53,12 +53,17 @@ class Target:
         return self.namespace, self.name
 
 
+Admit = Callable[[Target, str, Json | None, Json | None], None]
+"""Told "CREATE", "UPDATE" or "DELETE", the object as it would be and as it is; raises Refused."""
+
+
 class Writes:
     """The writing half of the API."""
 
-    def __init__(self, store: Store, wall: Callable[[], float]) -> None:
+    def __init__(self, store: Store, wall: Callable[[], float], admit: Admit | None = None) -> None:
         self._store = store
         self._wall = wall
+        self._admit: Admit = admit or (lambda *_: None)
         self._suffixes = random.Random(0)  # noqa: S311 - names, and the same ones in each run
 
     def create(self, target: Target, body: Json) -> Stored:
@@ -97,6 +102,7 @@ class Writes:
                 None, content, manager=target.manager, api_version=kind.api_version, subresource="", time=self._time()
             )
         content["metadata"]["managedFields"] = managers
+        self._admit(target, "CREATE", content, None)
         return self._commit(target, content)
 
     def replace(self, target: Target, body: Json) -> tuple[Stored, bool]:
@@ -196,6 +202,7 @@ class Writes:
         if kind.immutable and content.get("spec") != old.get("spec"):
             shown = msgspec.json.encode(content.get("spec")).decode()
             raise apierrors.invalid(kind, target.name, "spec", f"Invalid value: {shown}: field is immutable")
+        self._admit(target, "UPDATE", content, old)
         if _substance(content) == _substance(old):
             return before  # the real server does not write either
         if kind.generation and _without(content, "metadata", "status") != _without(old, "metadata", "status"):
@@ -229,6 +236,7 @@ class Writes:
                     f"Precondition failed: {label} in precondition: {wanted[name]}, {label} in object meta: "
                     f"{meta.get(field, '')}",
                 )
+        self._admit(target, "DELETE", None, content)
         grace = options.get("gracePeriodSeconds")
         if grace is None:
             grace = target.kind.grace_seconds if (content.get("spec") or {}).get("nodeName") else 0

@@ -1,0 +1,1 @@
+"""Which needs of the agent on this node, or of the controller, are met?"""

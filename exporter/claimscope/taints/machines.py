@@ -1,0 +1,150 @@
+"""What does a Node itself say: which GPUs its device plugin gives out, which taints are ours, is it settled?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from claimscope.kube.kinds import IMPLICIT_PREFIX, is_accelerator
+from claimscope.kube.objects import Node
+from claimscope.taints.model import KEY_DOMAIN, NodeTaint
+
+# The one record of which taints are ours: entries of spec.taints have no owner. It is written with them, in one patch.
+NOTE: Final = f"{KEY_DOMAIN}/node-taints"
+BOOT_SETTLES_SECONDS: Final = 600.0
+
+_GPU_COUNT: Final = "nvidia.com/gpu.count"  # by GPU Feature Discovery: boards, however they are shared or cut
+_UPGRADE_STATE: Final = "nvidia.com/gpu-driver-upgrade-state"
+# States in which the driver is not touched (k8s-operator-libs pkg/upgrade/consts.go): one waits for its turn, perhaps
+# for days, one is over, and one stays until a person looks after it.
+_DRIVER_UNTOUCHED: Final = frozenset({"", "upgrade-required", "upgrade-done", "upgrade-failed"})
+_TAINT: Final = re.compile(r"([^=:,\s]+)=([^=:,\s]*):([A-Za-z]+)")
+
+
+# --- our taints ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnNode:
+    """Taints of a Node with our keys."""
+
+    ours: tuple[NodeTaint, ...] = ()
+    theirs: frozenset[tuple[str, str]] = frozenset()  # key and effect of those that a person put there
+    removed: tuple[NodeTaint, ...] = ()  # recorded as ours, and taken away by somebody else
+
+
+def recorded(text: str | None) -> tuple[NodeTaint, ...]:
+    """The taints that the annotation names; what cannot be read is nobody's."""
+    found = (_TAINT.fullmatch(each) for each in (text or "").split(","))
+    return tuple(NodeTaint(key=each[1], value=each[2], effect=each[3]) for each in found if each is not None)
+
+
+def on_node(node: Node) -> OnNode | None:
+    """The taints of a Node that have to do with us; None for nearly every Node."""
+    note = node.metadata.annotations.taints if node.metadata.annotations is not None else None
+    present = tuple(
+        NodeTaint(key=each.key, value=each.value, effect=each.effect)
+        for each in node.spec.taints or () if each.key.startswith(f"{KEY_DOMAIN}/")
+    )  # fmt: skip
+    if note is None and not present:
+        return None
+    ours = recorded(note)
+    return OnNode(
+        ours=tuple(each for each in present if each in ours),
+        theirs=frozenset((each.key, each.effect) for each in present if each not in ours),
+        removed=tuple(each for each in ours if each not in present),
+    )
+
+
+# --- GPUs of the device plugin ---
+
+
+def plugin_gpus(node: Node) -> tuple[int, int]:
+    """How many GPUs the device plugin of a Node offers, and of how many it has withdrawn the offer.
+
+    A board that is shared or cut is offered several times; without the label of GPU Feature Discovery each counts.
+    """
+    offered, left = _amount(node.status.capacity), _amount(node.status.allocatable)
+    if not offered:
+        return 0, 0
+    label = (node.metadata.labels or {}).get(_GPU_COUNT, "")
+    boards = int(label) if label.isdecimal() and 0 < int(label) <= offered else offered
+    return boards, max(0, math.floor(boards * (1 - left / offered) + 1e-9))
+
+
+def _amount(resources: dict[str, str] | None) -> int:
+    return sum(
+        int(text)
+        for name, text in (resources or {}).items()
+        if text.isdecimal() and is_accelerator(name) and not name.startswith(IMPLICIT_PREFIX)
+    )
+
+
+# --- settled or not ---
+
+
+@dataclass(slots=True)
+class Boots:
+    """When each machine booted, as far as this process has seen it."""
+
+    _seen: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # node -> boot id, and since when
+
+    def just_now(self, node: Node, now_ns: int) -> bool:
+        """Whether another boot id than before came up within ten minutes; the first one seen tells nothing."""
+        name, boot_id = node.metadata.name, node.status.node_info.boot_id
+        before = self._seen.get(name)
+        if before is None or (boot_id and before[0] != boot_id):
+            before = self._seen[name] = (boot_id, None if before is None or not before[0] else now_ns)
+        since_ns = before[1]
+        return since_ns is not None and now_ns - since_ns < BOOT_SETTLES_SECONDS * 1e9
+
+    def forget(self, nodes: Collection[str]) -> None:
+        """Keeps those nodes alone."""
+        for name in [name for name in self._seen if name not in nodes]:
+            del self._seen[name]
+
+
+def unsettled(node: Node, *, booted_just_now: bool) -> str:
+    """Why what measurements say of the GPUs of a Node is not acted upon now; "" where it is."""
+    name, state = node.metadata.name, (node.metadata.labels or {}).get(_UPGRADE_STATE, "")
+    if state not in _DRIVER_UNTOUCHED:
+        return f"the GPU driver of node {name} is being upgraded ({state})"
+    if node.spec.unschedulable:
+        return f"node {name} is cordoned, and gets no new work anyway"
+    return f"node {name} booted less than {BOOT_SETTLES_SECONDS / 60:.0f} minutes ago" if booted_just_now else ""
+
+
+# --- all of them ---
+
+
+class Machines:
+    """What is known of every Node; one that has not changed is not looked at again."""
+
+    def __init__(self) -> None:
+        self._boots = Boots()
+        self._offers: dict[str, tuple[Node, tuple[int, int]]] = {}
+
+    def follow(self, nodes: Mapping[str, Node]) -> None:
+        """Takes all Nodes as they stand now."""
+        self._boots.forget(nodes)
+        self._offers = {
+            name: seen if (seen := self._offers.get(name)) is not None and seen[0] is node
+            else (node, plugin_gpus(node))
+            for name, node in nodes.items()
+        }  # fmt: skip
+
+    def with_plugin(self) -> Iterator[str]:
+        """Nodes whose device plugin gives out GPUs."""
+        return (name for name, (_, (offered, _)) in self._offers.items() if offered)
+
+    def offers(self, node: str) -> tuple[int, int]:
+        """How many GPUs its device plugin offers, and how many it has withdrawn."""
+        seen = self._offers.get(node)
+        return (0, 0) if seen is None else seen[1]
+
+    def unsettled(self, node: Node, now_ns: int) -> str:
+        """Why it is not to be judged now."""
+        return unsettled(node, booted_just_now=self._boots.just_now(node, now_ns))
