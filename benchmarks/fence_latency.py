@@ -163,49 +163,55 @@ def with_kernel_log(node: str) -> bool:
     return int(node.rpartition("-")[2]) % 2 == 1
 
 
+async def start(stack: contextlib.AsyncExitStack, cluster: SimulatedCluster, web: aiohttp.ClientSession) -> list[str]:
+    """Starts everything and waits until it is ready; the agents' URLs."""
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-bench-")))
+    (place / "policy.yaml").write_text(POLICY)
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(NODES + 1)]
+    for (node, profile), address in zip(cluster.nodes.items(), addresses, strict=False):
+        await stack.enter_async_context(child(*agent(cluster, node, profile, address, place)))
+    await stack.enter_async_context(child(
+        "controller", "--api-server-url", cluster.url, "--namespace", NAMESPACE, "--identity", "bench",
+        "--web-listen-address", addresses[-1], "--taint-policy", str(place / "policy.yaml"),
+    ))  # fmt: skip
+    deadline = cluster.start_monotonic_ns / 1e9 + FIRST_SECONDS
+    for address in addresses:
+        while await answer(web, f"http://{address}/readyz") is None:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"fence_latency: {address} is not ready {FIRST_SECONDS:g} s after the start")
+            await asyncio.sleep(0.1)
+    return [f"http://{address}" for address in addresses[:-1]]
+
+
 async def run() -> Seen:
-    """Plays it all."""
+    """Plays it all; the times in the answer are seconds after each XID."""
     nodes = [(f"node-{number}", "h100x8") for number in range(NODES)]
     seen = Seen()
+    for node, profile in nodes:
+        gpu_uuid = node_world(profile, node).profile.gpu_uuid
+        seen.gpus |= {gpu_uuid(gpu): (node, gpu) for gpu in range(GPUS)}
     async with contextlib.AsyncExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claimscope-bench-")))
-        (place / "policy.yaml").write_text(POLICY)
         cluster = await stack.enter_async_context(SimulatedCluster.open(nodes, clock=SystemClock()))
-        for node, profile in nodes:
-            gpu_uuid = node_world(profile, node).profile.gpu_uuid
-            seen.gpus |= {gpu_uuid(gpu): (node, gpu) for gpu in range(GPUS)}
-        addresses = {node: f"127.0.0.1:{free_port()}" for node, _ in nodes}
-        for node, profile in nodes:
-            await stack.enter_async_context(child(*agent(cluster, node, profile, addresses[node], place)))
-        address = f"127.0.0.1:{free_port()}"
-        await stack.enter_async_context(child(
-            "controller", "--api-server-url", cluster.url, "--namespace", NAMESPACE, "--web-listen-address", address,
-            "--identity", "bench", "--taint-policy", str(place / "policy.yaml"),
-        ))
         web = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10), read_bufsize=1 << 20)
         )
-        began = cluster.start_monotonic_ns / 1e9
-        for each in (*addresses.values(), address):
-            while await answer(web, f"http://{each}/readyz") is None:
-                if time.monotonic() > began + FIRST_SECONDS:
-                    raise SystemExit(f"fence_latency: {each} is not ready {FIRST_SECONDS:g} s after the start")
-                await asyncio.sleep(0.1)
-        tasks = [asyncio.create_task(look(web, f"http://{each}", seen)) for each in addresses.values()]
+        agents = await start(stack, cluster, web)
         leases = f"{cluster.url}/apis/coordination.k8s.io/v1/leases"
         rules = f"{cluster.url}/apis/resource.k8s.io/v1beta2/devicetaintrules"
-        tasks += [asyncio.create_task(watch(web, leases, seen.lease)),
-                  asyncio.create_task(watch(web, rules, seen.rule))]
+        works = [*(look(web, url, seen) for url in agents), watch(web, leases, seen.lease),
+                 watch(web, rules, seen.rule)]
+        tasks = [asyncio.create_task(work) for work in works]
+        began = cluster.start_monotonic_ns / 1e9
         try:
             await until_all(tasks, seen, began)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        times = {key: began + at for key, at in due()}
-        for found in (seen.findings, seen.leases, seen.rules):
-            for key in found:
-                found[key] -= times[key]
+    times = {key: began + at for key, at in due()}
+    for found in (seen.findings, seen.leases, seen.rules):
+        for key in found:
+            found[key] -= times[key]
     return seen
 
 

@@ -218,12 +218,44 @@ async def test_a_controller_that_may_not_do_something_is_told_what_is_lost() -> 
     assert lines[2].startswith("warn  taints        no further than observe: kube-scheduler of Kubernetes v1.36.1 ")
     assert lines[3:] == [
         "fail  rights        may not list, watch pods: phases after allocation and what pods wait for are unknown; "
-        "kubectl apply -f deploy/manifests/rbac-controller.yaml",
+        "kubectl apply -f deploy/manifests/",
         "warn  rights        may not create, patch, delete devicetaintrules.resource.k8s.io: no GPU is tainted; "
-        "kubectl apply -f deploy/manifests/rbac-controller.yaml",
+        "kubectl apply -f deploy/manifests/",
         "warn  rights        may not patch nodes/status: the conditions GPUDegraded and GPUUnhealthy are not written; "
-        "kubectl apply -f deploy/manifests/rbac-controller.yaml",
+        "kubectl apply -f deploy/manifests/",
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("mode: observe", set()),
+        ("mode: announce", {("patch", "nodes/status"), ("create", "devicetaintrules")}),
+        ("mode: observe\nrules: {gpu_lost: {mode: enforce}}",
+         {("patch", "nodes/status"), ("create", "devicetaintrules")}),
+        ("node_taints: prefer", {("patch", "nodes"), ("patch", "nodes/status"), ("create", "devicetaintrules")}),
+    ],
+)
+async def test_a_controller_is_asked_for_the_rights_that_its_policy_takes(
+    tmp_path: Path, policy: str, expected: set[tuple[str, str]]
+) -> None:
+    asked_for: set[tuple[str, str]] = set()
+
+    def rule(_: User, asked: Asked) -> bool:
+        asked_for.add((asked.verb, f"{asked.resource}/{asked.subresource}".rstrip("/")))
+        return True
+
+    (tmp_path / "policy.yaml").write_text(policy)
+    server = SimApiServer(ALL_KINDS, rule=rule)
+    await server.start()
+    try:
+        policy_file = str(tmp_path / "policy.yaml")
+        config = ControllerConfig(api_server_url=server.url, namespace="gpu", taint_policy=policy_file)
+        await gathering.gather_controller(config, {})
+    finally:
+        await server.stop()
+    writes = {("patch", "nodes"), ("patch", "nodes/status"), ("create", "devicetaintrules")}
+    assert asked_for & writes == expected
 
 
 async def test_an_agent_is_asked_for_its_own_rights_in_its_own_namespace() -> None:
@@ -278,7 +310,8 @@ def granted_by(*names: str) -> Granted:
     [
         (rights.AGENT, "rbac-agent.yaml"),
         (rights.AGENT_LOCAL, "rbac-agent-local.yaml"),
-        (rights.CONTROLLER, "rbac-controller.yaml"),
+        (rights.CONTROLLER + rights.CONTROLLER_FENCING, "rbac-controller.yaml"),
+        (rights.CONTROLLER_NODE_TAINTS, "rbac-controller-node-taints.yaml"),
     ],
 )
 def test_the_rights_asked_for_are_those_that_the_manifests_grant(needs: tuple[Need, ...], manifest: str) -> None:

@@ -336,7 +336,8 @@ def test_half_a_node_hot_is_one_finding_of_the_node_and_fences_nothing(cc: str) 
 
 def test_one_hot_gpu_of_eight_is_fenced_alone(cc: str) -> None:
     world = World()
-    with stretched_node("h100x8", ThermalFault(at=240, gpu=5, duration=7200, hardware=True, celsius=HOT), window_seconds=15.0) as node:
+    hot = ThermalFault(at=240, gpu=5, duration=7200, hardware=True, celsius=HOT)
+    with stretched_node("h100x8", hot, window_seconds=15.0) as node:
         node.run(25 * MINUTE)
         world.publish(1, {f"gpu-{index}": uuid for index, uuid in enumerate(node.watch.view().devices)})
         tell(world, "n1", node.annotation())

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from claim_objects import allocated
+from claimscope.health.model import Severity
 from claimscope.kube.api import ApiClient, OpenAccess
 from claimscope.kube.lease import HeartbeatLease
 from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, LEASES, NODES, RESOURCE_CLAIMS
@@ -18,6 +19,7 @@ from claimscope.taints.notebook import PAUSE
 from claimscope.taints.worker import NOTES_SECONDS, ROUND_SECONDS
 from health_help import Bench as Node
 from taints_bench import Bench, Json, finding, serving
+from taints_help import World, a_finding
 
 BROKEN = finding("GPU-1-3")
 SLOW = finding("GPU-1-4", "pcie_width", "degraded")
@@ -114,6 +116,8 @@ async def test_an_agent_dead_for_ten_minutes_and_for_a_day_leaves_what_stands_an
                 "Ready": ("True", "KubeletReady"), "GPUDegraded": ("Unknown", "AgentSilent"),
                 "GPUUnhealthy": ("Unknown", "AgentSilent"),
             }
+            assert bench.leader.value("dra_gpu_nodes", "silent") == 1.0
+        assert bench.events().count(("Node", "node-1", "GPUUnmonitored")) == 2  # at once, and after a day
         assert len(bench.rule_writes()) == writes
 
 
@@ -242,6 +246,24 @@ async def test_what_heals_is_freed_in_one_round_with_everything_that_holds_back_
         await bench.leader.round()
         assert {each for each in bench.effects().values() if each.endswith("NoSchedule")} == set()
         assert {each.split()[0] for each in bench.rule_writes()[writes:]} == {"DELETE"}
+
+
+def test_a_worse_finding_on_a_fenced_gpu_is_held_back_like_any_other_and_never_frees_it() -> None:
+    world = World(nodes=10)
+    world.find(a_finding("GPU-0-0", "thermal_shutdown"))
+    world.round()
+    for node in range(5):  # one cause for many
+        world.find(a_finding(f"GPU-{node}-0", "gpu_lost", Severity.LOST, since=world.now))
+    world.round(60)
+    assert [each for each in world.taints() if "@n0" in each] == [
+        "gpu-0@n0 lost=gpu_lost:None", "gpu-0@n0 unhealthy=thermal_shutdown:NoSchedule",
+    ]
+    world.clear("GPU-0-0", "thermal_shutdown")
+    world.round(60)
+    assert [each for each in world.taints() if "@n0" in each] == ["gpu-0@n0 lost=gpu_lost:NoSchedule"]
+    world.clear("GPU-0-0")
+    world.round(60)
+    assert [each for each in world.taints() if "@n0" in each] == []
 
 
 # ---- pausing and uninstalling ----------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_health_that_is_off_says_nothing(nodes: dict[str, Recorder]) -> None:
 
 def test_a_finding_survives_a_restart(tmp_path: Path, cc: str) -> None:
     scenario = tmp_path / "scenario.yaml"
-    scenario.write_text("faults:\n  - {kind: xid, at: 64, gpu: 1, code: 79}\n")
+    scenario.write_text("faults:\n  - {kind: xid, at: 64, gpu: 1, code: 79, every: 5}\n")
     began_ns = time.monotonic_ns() - 60_000_000_000
     arguments = (
         "--simulate", "l40sx4", "--scenario", str(scenario), "--simulation-start-monotonic-ns", str(began_ns),

@@ -105,7 +105,6 @@ def test_what_both_sources_tell_is_one_fault_with_what_both_know() -> None:
         bdf=BDF,
         sources=("kernel", "nvml"),
         count=1,
-        first_of_burst=True,
         verdict=Verdict.LOST,
         evidence={
             "line": "NVRM: Xid (PCI:0000:65:00): 79, pid=7, name=train, GPU has fallen off the bus.",
@@ -251,18 +250,6 @@ def test_other_nvml_events_pass() -> None:
 
     assert [(f.kind, f.code, f.verdict, f.sources) for f in found] == [
         ("gpu_recovery_action", 1, None, ("nvml",)), ("mig_config_change", 0, None, ("nvml",)),
-    ]
-
-
-def test_a_burst_of_three_minutes_counts_once() -> None:
-    merged = merger()
-    seen = []
-    for minute in (0, 1, 2, 3, 4, 5, 6, 9):
-        tell(merged, nvml(31, at=minute * 60.0), now_ns=minute * 60 * SECOND)
-        seen += [(minute, f.first_of_burst) for f in merged.take(now_ns=(minute * 60 + 3) * SECOND)]
-
-    assert seen == [
-        (0, True), (1, False), (2, False), (3, False), (4, True), (5, False), (6, False), (9, True),
     ]
 
 

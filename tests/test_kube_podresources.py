@@ -28,7 +28,7 @@ from claimscope.kube.podresources import (
 )
 from claimscope.kube.structs import Listing
 from claimscope.sim.kubelet import Fault, RateLimiter, SimKubelet
-from claimscope.sim.world import SimContainer, SimPod
+from claimscope.sim.moment import SimContainer, SimPod
 
 POD = SimPod(
     namespace="ml",

@@ -330,6 +330,9 @@ def test_taints_without_memory_are_not_just_lifted() -> None:
     assert node.memory["n1"].gpus == 8
     again = Node()
     assert again.step(FACTS) == "waiting_for_agent"  # no place is asked for what stands already
+    swapped = Node()
+    swapped.step(replace(FACTS, announced=7, fenced=7))
+    assert said(swapped)[2] == "NoSchedule"  # what stands is not weakened to announce one more
 
 
 @settings(max_examples=300)

@@ -260,7 +260,7 @@ async def test_one_node_at_a_time() -> None:
             ("True", "Ready"), ("False", "WaitingForBudget"), ("False", "WaitingForBudget"),
         ]  # fmt: skip
         assert message(bench, "node-2") == (
-            "1 nodes of the fleet are under maintenance, and at most 1 may be. Maintenance: firmware"
+            "Nodes of the fleet under maintenance: 1, and at most 1 may be. Maintenance: firmware"
         )
         assert bench.effects() == FENCED
         assert len(agents[1].notes()) == 2  # nothing is asked of it yet

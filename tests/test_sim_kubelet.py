@@ -14,7 +14,7 @@ from claimscope.kube import podresources_pb2 as pb
 from claimscope.kube.podresources import PodResourcesClient, decode_listing
 from claimscope.kube.structs import ClaimDevice, ClaimEntry, ContainerEntry, Listing, PodEntry
 from claimscope.sim.kubelet import RateLimiter, SimKubelet, pod_message
-from claimscope.sim.world import SimClaim, SimContainer, SimPod
+from claimscope.sim.moment import SimClaim, SimContainer, SimPod
 
 UID = "bc2bfd43-bee6-4611-97bc-bd747926512a"
 CLAIM = SimClaim(

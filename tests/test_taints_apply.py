@@ -120,6 +120,20 @@ async def test_without_news_a_second_round_writes_nothing_more() -> None:
         assert bench.server.write_requests == before
 
 
+async def test_a_rule_that_was_made_while_its_node_could_not_be_read_gets_its_owner_once() -> None:
+    async with serving() as bench:
+        await bench.says("node-1", BROKEN)
+        await bench.leader.round()
+        rule = bench.rule("gpu-3")
+        owners = rule["metadata"].pop("ownerReferences")
+        await bench.server.put(DEVICE_TAINT_RULES, rule)
+        before = len(bench.rule_writes())
+        for _ in range(3):
+            await bench.leader.round()
+        assert bench.rule("gpu-3")["metadata"]["ownerReferences"] == owners
+        assert [each.split()[0] for each in bench.rule_writes()[before:]] == ["PATCH"]
+
+
 async def test_while_the_watch_lags_behind_nothing_is_written_twice() -> None:
     async with serving() as bench:
         await bench.says("node-1", BROKEN)

@@ -8,7 +8,7 @@ from claimscope.clock import ManualClock
 from claimscope.health.model import Severity
 from claimscope.kube.objects import Node
 from claimscope.sim.api.kinds import NODES
-from claimscope.taints.machines import Boots, unsettled
+from claimscope.taints.machines import Boots, driver_changes
 from claimscope.taints.policy import read_policy
 from inventory_objects import make
 from taints_bench import Json, finding, serving
@@ -42,15 +42,12 @@ WHY = "the GPU driver of node n1 is being upgraded (pod-restart-required)"
 )  # fmt: skip
 def test_a_driver_upgrade_by_the_gpu_operator(state: str, expected: str) -> None:
     node = make(Node, metadata={"name": "n1", "labels": {UPGRADE: state}})
-    assert unsettled(node, booted_just_now=False) == expected
+    assert driver_changes(node, booted_just_now=False) == expected
 
 
-def test_a_cordon_and_a_boot() -> None:
+def test_a_boot_is_told() -> None:
     node = make(Node, metadata={"name": "n1"})
-    cordoned = make(Node, metadata={"name": "n1"}, spec={"unschedulable": True})
-    assert unsettled(node, booted_just_now=False) == ""
-    assert unsettled(node, booted_just_now=True) == "node n1 booted less than 10 minutes ago"
-    assert unsettled(cordoned, booted_just_now=False) == "node n1 is cordoned, and gets no new work anyway"
+    assert driver_changes(node, booted_just_now=True) == "node n1 booted less than 10 minutes ago"
 
 
 def booted(boot_id: str) -> Node:
@@ -168,11 +165,25 @@ async def test_a_driver_upgrade_from_its_label_to_its_end() -> None:
         await bench.leader.round()
         assert bench.effects() == {}
         assert bench.leader.value("dra_taint_held", "upgrade") == 8.0
+        assert (bench.events(), bench.conditions("node-1")) == ([], {"Ready": ("True", "KubeletReady")})
         await label("upgrade-done")
         await bench.says("node-1")
         await bench.leader.round()
         assert bench.rule_writes() == []
         assert bench.leader.value("dra_taint_held", "upgrade") == 0.0
+
+
+async def test_a_cordon_holds_what_is_inferred_and_hides_nothing() -> None:
+    async with serving() as bench:
+        node: Json = bench.server.get(NODES, "node-1") or {}
+        await bench.server.put(NODES, {**node, "spec": {"unschedulable": True}})
+        await bench.says("node-1", finding("GPU-1-3", "fabric_not_ready"), finding("GPU-1-4", "thermal_shutdown"))
+        await bench.leader.round()
+        assert bench.effects() == {"gpu-4": "unhealthy None"}
+        assert bench.conditions("node-1")["GPUUnhealthy"] == ("True", "GPUFindings")
+        await bench.server.put(NODES, {**node, "spec": {}})
+        await bench.leader.round()
+        assert bench.effects() == {"gpu-3": "unhealthy NoSchedule", "gpu-4": "unhealthy None"}
 
 
 async def test_a_reboot_holds_what_is_inferred_for_ten_minutes() -> None:

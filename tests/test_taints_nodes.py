@@ -138,7 +138,12 @@ def test_without_the_api_published_gpus_taint_their_node_and_with_it_they_do_no_
     assert world.round() == []
     assert world.on_nodes() == {"n1": ["lost=gpu_lost:NoSchedule"]}
     world.extra = {}
-    assert world.round(60) == ["create gpu-0@n1 lost=gpu_lost:NoSchedule"]
+    world.think(60)  # the rule is refused: until it stands the taint does
+    assert [action.fence.effect for action in world.last.actions] == ["NoSchedule"]
+    assert world.last.nodes == ()
+    assert world.round(5) == ["create gpu-0@n1 lost=gpu_lost:NoSchedule"]
+    assert world.on_nodes() == {"n1": ["lost=gpu_lost:NoSchedule"]}
+    assert world.round(5) == []
     assert world.on_nodes() == {}
 
 
@@ -338,6 +343,19 @@ def test_a_node_under_maintenance_whose_gpus_have_no_rules(
     assert world.on_nodes() == {}
 
 
+def test_findings_of_a_node_under_maintenance_wait_for_its_end() -> None:
+    world = plugin_world()
+    world.extra = {"fenced_nodes": frozenset({"n1"}), "maintenance": frozenset({"n1"})}
+    world.round()
+    world.find(*sick(1, 8))
+    world.round(5)
+    assert world.on_nodes() == {"n1": ["maintenance=requested:NoSchedule"]}
+    assert [held.reason for held in world.last.held] == ["paused"]
+    world.extra = {}
+    world.round(5)
+    assert world.on_nodes() == {"n1": ["unhealthy=xid_fatal:NoSchedule"]}
+
+
 # --- what a Node says ---
 
 
@@ -432,6 +450,8 @@ async def test_without_the_api_the_node_is_tainted_told_and_freed(tmp_path: Path
         bench.clock.advance(5)
         await bench.leader.round()
         assert bench.leader.value("dra_node_taints", "claimscope.io/lost", "NoSchedule") == 1.0
+        shown = command.table(await command.overview(bench.leader.api, bench.leader.notebook))
+        assert "node node-1 has claimscope.io/lost=gpu_lost:NoSchedule" in shown.splitlines()
         writes = [each for each in bench.server.write_requests if each.startswith("PATCH /api/v1/nodes/node-1")]
         assert writes.count("PATCH /api/v1/nodes/node-1") == 1
         await bench.says("node-1")

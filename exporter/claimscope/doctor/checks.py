@@ -245,4 +245,4 @@ def examine(facts: Facts) -> tuple[Finding, ...]:
 def examine_controller(facts: ControllerFacts) -> tuple[Finding, ...]:
     """Every finding about a controller, in order."""
     found = (check(facts) for check in _CONTROLLER_CHECKS)
-    return (*found, *_rights(facts.api, "deploy/manifests/rbac-controller.yaml"))
+    return (*found, *_rights(facts.api, "deploy/manifests/"))

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from claimscope.kube.rights import Denied, Need
 from claimscope.nvml.probe import Probe
 from claimscope.taints import guard
 from claimscope.taints.guard import Allowed
-from claimscope.taints.policy import read_policy
+from claimscope.taints.model import Mode
+from claimscope.taints.policy import NodeTaints, Policy, read_policy
+from claimscope.taints.sources import PolicySource
 from claimscope.yamlfile import ConfigError
 
 _PROBE_SECONDS = 20.0  # longer than a slow nvmlInit without persistence mode; a hung driver answers never
@@ -106,15 +108,35 @@ async def gather(config: Config, environment: Mapping[str, str]) -> Facts:
 
 async def gather_controller(config: ControllerConfig, environment: Mapping[str, str]) -> ControllerFacts:
     """Looks at the cluster as the controller would; changes nothing."""
+    error = _policy_error(config.taint_policy)
+    policy = Policy(mode=Mode(config.taint_mode))
+    if error is None:
+        policy = PolicySource(_path(config.taint_policy), policy.mode).current(SystemClock().wall_ns() / 1e9)
     return ControllerFacts(
-        config=config,
-        api=await _ask_cluster(config, environment, rights.CONTROLLER, config.namespace),
-        policy_error=_policy_error(config.taint_policy),
+        config=config, api=await _ask_cluster(config, environment, _needs(policy), config.namespace),
+        policy_error=error,
     )
 
 
+def _needs(policy: Policy) -> Iterator[Need]:
+    """What a controller with this policy must be allowed to do."""
+    yield from rights.CONTROLLER
+    if policy.mode is not Mode.OBSERVE or policy.groups or policy.rules:
+        yield from rights.CONTROLLER_FENCING
+    if policy.node_taints is not NodeTaints.NONE:
+        yield from rights.CONTROLLER_NODE_TAINTS
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _read_policy(text: bytes, name: str) -> Policy:
+    return read_policy(text, name, SystemClock().wall_ns() / 1e9)
+
+
 def _policy_error(path: str | None) -> str | None:
-    return file_error(path, lambda text, name: read_policy(text, name, SystemClock().wall_ns() / 1e9))
+    return file_error(path, _read_policy)
 
 
 def file_error(path: str | None, read: Callable[[bytes, str], object]) -> str | None:

@@ -36,6 +36,8 @@ The driver's own recovery action is asked first, the catalogue of XIDs second; a
 device degraded and never more. A figure that cannot be read makes a rule `unknown`, which neither raises a finding
 nor ends one. Only the rise of a counter counts, never its lifetime total. Findings marked `systemic` are shared by many
 GPUs of the node at once, for which one cause outside of them is likely. Findings survive a restart of the agent.
+A finding that came and went `flapping_cycles` times within a day stays the next time until a GPU reset, a reboot or an
+acknowledgement; one that it took a reset each time to end, until a reboot or an acknowledgement.
 
 `claimscope health ack UUID RULE` on the node ends a finding that no reset proves repaired.
 

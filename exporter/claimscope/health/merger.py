@@ -22,7 +22,6 @@ from claimscope.model import Event, Inventory
 
 SAME_FAULT_NS: Final = 2_000_000_000
 LATENESS_NS: Final = 500_000_000
-BURST_NS: Final = 180_000_000_000
 MAX_PENDING: Final = 8_192
 _FOLD_EVERY: Final = 1_024
 _FORGET_AFTER_NS: Final = 600_000_000_000
@@ -45,7 +44,6 @@ class Fault(Event):
     bdf: str | None
     sources: tuple[str, ...]  # of "kernel" and "nvml"
     count: int  # how often it was told within the two seconds, by the source that told most
-    first_of_burst: bool  # for whoever counts repeats: one code within three minutes counts once
     verdict: Verdict | None = None  # of XIDs; never DECODE, which is decoded here
     decode: Decode | None = None  # of NVLink 5 codes
     recovery_action: int | None = None  # what XID 154 says that it is now
@@ -95,11 +93,9 @@ class EventMerger:
         boot_id: str,
         same_fault_ns: int = SAME_FAULT_NS,
         lateness_ns: int = LATENESS_NS,
-        burst_ns: int = BURST_NS,
         wait_ns: int | None = None,
     ) -> None:
         """`wait_ns` is how long a fault waits for the other source; as long as it may come, where not given."""
-        self.burst_ns = burst_ns
         self.counts = MergerCounts()
         self._boot_id = boot_id
         self._same_fault_ns = same_fault_ns
@@ -109,7 +105,6 @@ class EventMerger:
         self._places = _Places()
         self._driver_version: str | None = None
         self._told: dict[_Key, tuple[int, int]] = {}  # begin of the fault handed out last, and when that was
-        self._bursts: dict[tuple[str, str, int], tuple[int, int]] = {}  # begin of the burst, and when it was handed out
 
     @property
     def waiting(self) -> bool:
@@ -172,9 +167,8 @@ class EventMerger:
                     waiting.extend(cluster)
         self._pending = waiting
         faults.sort(key=lambda fault: (fault.wall_ns, fault.entity, fault.kind, fault.code))
-        told_once = tuple(self._in_bursts(fault, now_ns) for fault in faults)
         self._forget(now_ns)
-        return told_once
+        return tuple(faults)
 
     def _add(self, told: _Told) -> None:
         if len(self._pending) >= MAX_PENDING and self._since_fold >= _FOLD_EVERY:
@@ -226,7 +220,6 @@ class EventMerger:
             bdf=key.device if ":" in key.device else None,
             sources=tuple(sorted({told.source for told in cluster})),
             count=_count(cluster),
-            first_of_burst=True,
             verdict=verdict,
             decode=decode,
             recovery_action=action,
@@ -247,18 +240,9 @@ class EventMerger:
     def _decoded(self, code: int, line: GpuLine | None) -> Decode:
         return nvlink5.decode(code, line.nvlink if line is not None else None, self._driver_version)
 
-    def _in_bursts(self, fault: Fault, now_ns: int) -> Fault:
-        burst = (fault.entity, fault.kind, fault.code)
-        known = self._bursts.get(burst)
-        if known is not None and abs(fault.wall_ns - known[0]) <= self.burst_ns:
-            return replace(fault, first_of_burst=False)
-        self._bursts[burst] = (fault.wall_ns, now_ns)
-        return fault
-
     def _forget(self, now_ns: int) -> None:
-        since_ns = now_ns - self.burst_ns - _FORGET_AFTER_NS
+        since_ns = now_ns - _FORGET_AFTER_NS
         self._told = {key: each for key, each in self._told.items() if each[1] >= since_ns}
-        self._bursts = {key: each for key, each in self._bursts.items() if each[1] >= since_ns}
 
 
 class _Places:

@@ -104,12 +104,19 @@ CONTROLLER: Final = (
         verbs=("list", "watch"), group=_DRA, resource="devicetaintrules",
         without="taints by rule are unknown, and no GPU is tainted",
     ),
+)  # fmt: skip
+
+CONTROLLER_FENCING: Final = (
     Need(
         verbs=("get", "create", "patch", "delete"), group=_DRA, resource="devicetaintrules", without=_RULES_WITHOUT
     ),
     _CONDITIONS,
     Need(verbs=("create",), resource="events", without="only log and metrics tell of taints"),
 )  # fmt: skip
+
+CONTROLLER_NODE_TAINTS: Final = (
+    Need(verbs=("get", "patch"), resource="nodes", without="no Node is tainted; the policy asks for it"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from claimscope.sim.layout import (
     UNSIGNED,
     VARIABLE_INDEX,
 )
+from claimscope.sim.moment import WHOLE, EntityState
 from claimscope.sim.profiles import MEBIBYTE, MigPlace, Profile
 from claimscope.sim.scenario import (
     AnswerFault,
@@ -39,7 +40,7 @@ from claimscope.sim.scenario import (
     SlowFault,
     without_version,
 )
-from claimscope.sim.world import WHOLE, EntityState, World
+from claimscope.sim.world import World
 
 FUNCTION_NOT_FOUND: Final = 13
 ALL_LINKS: Final = 0xFFFFFFFF

@@ -21,6 +21,7 @@ from claimscope.claims.model import PendingReason
 from claimscope.kube.objects import DeviceClass, DeviceTaintRule, Node, ResourceSlice
 from claimscope.sim import stories
 from claimscope.sim.fleet import JOB_NAMESPACE
+from claimscope.sim.moment import DRIVER, SimClaim, SimPod
 from claimscope.sim.objects import (
     ClaimScript,
     EventScript,
@@ -40,7 +41,7 @@ from claimscope.sim.objects import (
 from claimscope.sim.scenario import PodPlan
 from claimscope.sim.scheduler import Scheduler
 from claimscope.sim.stories import HOUR, Story
-from claimscope.sim.world import DRIVER, SimClaim, SimPod, World
+from claimscope.sim.world import World
 
 ObjectKey = tuple[str, str, str]  # plural, namespace, name
 

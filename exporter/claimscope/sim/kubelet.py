@@ -19,7 +19,7 @@ import grpc.aio
 
 from claimscope.clock import Clock
 from claimscope.kube import podresources_pb2 as pb
-from claimscope.sim.world import SimClaim, SimContainer, SimPod
+from claimscope.sim.moment import SimClaim, SimContainer, SimPod
 
 SERVICE: Final = "v1.PodResourcesLister"
 QPS: Final = 100.0

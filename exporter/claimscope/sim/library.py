@@ -23,7 +23,8 @@ from typing import Final
 from claimscope.clock import Clock
 from claimscope.sim import layout
 from claimscope.sim.answers import Answers, answers
-from claimscope.sim.world import WHOLE, EntityState, World, WorldState
+from claimscope.sim.moment import WHOLE, EntityState, WorldState
+from claimscope.sim.world import World
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,32 @@ import functools
 import math
 import uuid
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from claimscope.sim import layout
+from claimscope.sim import layout, work
+from claimscope.sim.moment import (
+    ATTRIBUTABLE_TO_NOBODY,
+    DRIVER,
+    DRIVER_EVENTS,
+    EVENT_DOUBLE_BIT,
+    EVENT_GPU_UNAVAILABLE,
+    EVENT_MIG_CHANGE,
+    EVENT_RECOVERY_ACTION,
+    EVENT_XID,
+    NAMESPACE,
+    WHOLE,
+    EntityState,
+    SimClaim,
+    SimContainer,
+    SimEvent,
+    SimPod,
+    SimProcess,
+    WorldState,
+)
 from claimscope.sim.profiles import MEBIBYTE, MigPlace, Profile, profile_named
+from claimscope.sim.published import claim_object, mig_device_name, slice_device
 from claimscope.sim.scenario import (
     ClaimPlan,
     ClocksLowFault,
@@ -39,159 +59,9 @@ from claimscope.sim.scenario import (
     default_pods,
     parse_device,
 )
-from claimscope.sim.workloads import CELL_SECONDS, STALLED, WORKLOADS, Activity, Table, combined, table
+from claimscope.sim.workloads import CELL_SECONDS, STALLED, WORKLOADS, Table, combined, table
 
 _F = TypeVar("_F")
-
-DRIVER: Final = "gpu.nvidia.com"
-WHOLE: Final = -1  # in place of a MIG place: the whole GPU
-_CLAIM_NAMESPACE = uuid.UUID("0c8b4e44-4f5a-5b0c-9a3d-3f0f3d6f7a11")
-
-EVENT_DOUBLE_BIT = 0x2
-EVENT_XID = 0x8
-EVENT_MIG_CHANGE = 0x100
-DRIVER_EVENTS = {
-    "ecc_single_bit_storm": 0x200, "dram_retirement_failure": 0x800, "non_fatal_poison": 0x1000, "fatal_poison": 0x2000,
-}  # fmt: skip
-EVENT_GPU_UNAVAILABLE = 0x4000
-EVENT_RECOVERY_ACTION = 0x8000
-ATTRIBUTABLE_TO_NOBODY = 0xFFFFFFFF
-
-REASON_IDLE = 0x1
-REASON_POWER_CAP = 0x4
-REASON_HARDWARE = 0x8
-REASON_SOFTWARE_THERMAL = 0x20
-REASON_HARDWARE_THERMAL = 0x40
-REASON_POWER_BRAKE = 0x80
-
-PCIE_BYTES_PER_LANE = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # one direction, after encoding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimClaim:
-    """A ResourceClaim as a container holds it, in the words of the kubelet's pod-resources API."""
-
-    namespace: str
-    name: str
-    uid: str
-    driver: str
-    pool: str
-    devices: tuple[str, ...]  # DRA device names: "gpu-0", "gpu-0-mig-1g5gb-19-0"
-    share_ids: tuple[str, ...] = ()  # one per device, or empty where devices are not shared by capacity
-    admin_access: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimContainer:
-    """A container with what the device plugin and DRA gave it."""
-
-    name: str
-    devices: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (resource name, device ids)
-    claims: tuple[SimClaim, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimPod:
-    """A pod that is active on the node."""
-
-    namespace: str
-    name: str
-    containers: tuple[SimContainer, ...]
-    workload: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimEvent:
-    """Something the driver reports at a moment."""
-
-    at: float
-    gpu: int
-    type: int
-    data: int
-    gpu_instance: int = ATTRIBUTABLE_TO_NOBODY
-    compute_instance: int = ATTRIBUTABLE_TO_NOBODY
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimProcess:
-    """A process on a device."""
-
-    pid: int
-    gpu_instance: int
-    compute_instance: int
-    memory_bytes: int
-    sm_percent: int
-    memory_percent: int
-    encoder_percent: int = 0
-    decoder_percent: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntityState:
-    """One GPU or MIG device at a moment; `variables` in the order of layout.VARIABLES."""
-
-    gpu: int
-    place: int  # WHOLE, or the place of the MIG device
-    mig: MigPlace | None = None
-    uuid: str
-    variables: tuple[float, ...]
-    processes: tuple[SimProcess, ...] = ()
-    lost: int = 0  # return code of every call; 0: it answers
-    hanging: bool = False
-    facts: tuple[Any, ...] = ()  # what the constant answers follow from; equal facts, equal answers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorldState:
-    """The node at a moment."""
-
-    t_seconds: float
-    init_return: int
-    driver_version: str
-    driver_generation: int
-    entities: tuple[EntityState, ...]
-
-
-# Rates that are integrated, with the variable that shows the integral and its scale.
-RATES: Final = (
-    "power",
-    "graphics",
-    "sm",
-    "occupancy",
-    "tensor",
-    "dram",
-    "fp64",
-    "fp32",
-    "fp16",
-    "integer",
-    "encoder",
-    "decoder",
-    "jpeg",
-    "pcie_tx",
-    "pcie_rx",
-    "nvlink",
-    "power_cap",
-    "software_thermal",
-    "hardware_thermal",
-    "power_brake",
-)
-_R: Final = {name: index for index, name in enumerate(RATES)}
-_ADDED: Final = frozenset(_R[name] for name in ("power", "pcie_tx", "pcie_rx", "nvlink"))
-# Gauges of a table's cell.
-_POWER, _GRAPHICS, _DRAM, _ENCODER, _DECODER, _JPEG, _CLOCK, _REASONS, _BUSY, _PCIE_TX, _PCIE_RX = range(11)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bend:
-    """What faults make of a device's work."""
-
-    thermal: bool = False
-    hardware_thermal: bool = False
-    brake: bool = False
-    links_down: int = 0
-    clock: float = 1.0  # part of the clocks it would have
-    stalled: bool = False
-
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
@@ -237,7 +107,7 @@ class _Leaf:
             totals = self.totals_at(before, start)
             warmth = self.warmth_at(before, start)
         else:
-            totals, warmth = [0.0] * len(RATES), 0.0
+            totals, warmth = [0.0] * len(work.RATES), 0.0
         if self.stretches and self.stretches[-1].table is rows and self.stretches[-1].workloads == workloads:
             self.laid_out_to = end
             return
@@ -362,12 +232,12 @@ class World:
         name = claim.name + suffix
         key = f"{self.profile.name}/{plan.namespace}/{name}"
         shares = tuple(
-            str(uuid.uuid5(_CLAIM_NAMESPACE, f"{key}/{device}")) for device in devices if claim.capacity_share
+            str(uuid.uuid5(NAMESPACE, f"{key}/{device}")) for device in devices if claim.capacity_share
         )
         return SimClaim(
             namespace=plan.namespace,
             name=name,
-            uid=str(uuid.uuid5(_CLAIM_NAMESPACE, key)),
+            uid=str(uuid.uuid5(NAMESPACE, key)),
             driver=claim.driver,
             pool=self.node_name,
             devices=devices,
@@ -380,7 +250,7 @@ class World:
         if place is None:
             return f"gpu-{gpu}"
         places = self._places(gpu, t_seconds)
-        return _mig_device_name(gpu, places[place]) if place < len(places) else None
+        return mig_device_name(gpu, places[place]) if place < len(places) else None
 
     def _plugin_id(self, text: str, t_seconds: float) -> str | None:
         gpu, place, replica = parse_device(text)
@@ -399,7 +269,7 @@ class World:
             for container in pod.containers:
                 for claim in container.claims:
                     found.setdefault(claim.uid, (claim, []))[1].append(pod)
-        return tuple(_claim_object(claim, users) for claim, users in found.values())
+        return tuple(claim_object(claim, users) for claim, users in found.values())
 
     # ---- slices ----
 
@@ -413,12 +283,11 @@ class World:
         for gpu in range(self.profile.gpu_count):
             places = self._places(gpu, t_seconds)
             if not places:
-                devices.append(self._slice_device(gpu, f"gpu-{gpu}", self.profile.gpu_uuid(gpu), None))
+                devices.append(slice_device(self.profile, gpu, f"gpu-{gpu}", self.profile.gpu_uuid(gpu), None))
             number = self._layout_number(gpu, t_seconds)
-            devices += [
-                self._slice_device(gpu, _mig_device_name(gpu, place), self.profile.mig_uuid(gpu, number, place), place)
-                for place in places
-            ]
+            for place in places:
+                part = self.profile.mig_uuid(gpu, number, place)
+                devices.append(slice_device(self.profile, gpu, mig_device_name(gpu, place), part, place))
         return (
             {
                 "apiVersion": "resource.k8s.io/v1",
@@ -432,27 +301,6 @@ class World:
                 },
             },
         )
-
-    def _slice_device(self, gpu: int, name: str, device_uuid: str, place: MigPlace | None) -> dict[str, Any]:
-        profile = self.profile
-        attributes: dict[str, Any] = {
-            "type": {"string": "gpu" if place is None else "mig"},
-            "uuid": {"string": device_uuid},
-            "productName": {"string": profile.model},
-            "brand": {"string": "Nvidia"},
-            "architecture": {"string": profile.architecture},
-            "cudaComputeCapability": {"version": f"{profile.compute_capability[0]}.{profile.compute_capability[1]}.0"},
-            "driverVersion": {"version": ".".join(str(int(part)) for part in profile.driver_version.split("."))},
-            "cudaDriverVersion": {"version": f"{profile.cuda_version // 1000}.{profile.cuda_version % 1000 // 10}.0"},
-            "resource.kubernetes.io/pciBusID": {"string": f"0000:{profile.bus_ids[gpu]:02x}:00.0"},
-        }
-        if place is None:
-            memory = f"{profile.memory_mebibytes}Mi"
-        else:
-            attributes["parentUUID"] = {"string": profile.gpu_uuid(gpu)}
-            attributes["profile"] = {"string": place.profile.name}
-            memory = f"{place.profile.memory_mebibytes}Mi"
-        return {"name": name, "attributes": attributes, "capacity": {"memory": {"value": memory}}}
 
     # ---- faults ----
 
@@ -560,7 +408,7 @@ class World:
                 holders.append((plan, run))
         return holders
 
-    def _load(self, leaf: _Leaf, cell: int) -> tuple[tuple[str, ...], _Bend]:
+    def _load(self, leaf: _Leaf, cell: int) -> tuple[tuple[str, ...], work.Bend]:
         workloads = tuple(plan.workload for plan, _ in self._holders(leaf.gpu, leaf.place, cell))
         at = cell * CELL_SECONDS + CELL_SECONDS / 2
         active = [
@@ -569,7 +417,7 @@ class World:
             if getattr(fault, "gpu", None) == leaf.gpu and fault.at <= at < _end(fault)
         ]
         thermal = [fault for fault in active if isinstance(fault, ThermalFault)]
-        return workloads, _Bend(
+        return workloads, work.Bend(
             thermal=bool(thermal),
             hardware_thermal=any(fault.hardware for fault in thermal),
             brake=any(isinstance(fault, PowerBrakeFault) for fault in active),
@@ -578,90 +426,18 @@ class World:
             stalled=bool(workloads) and any(isinstance(fault, StalledFault) for fault in active),
         )
 
-    def _table(self, workloads: tuple[str, ...], share: float, bend: _Bend, phase: int) -> Table:
+    def _table(self, workloads: tuple[str, ...], share: float, bend: work.Bend, phase: int) -> Table:
         key = (workloads, share, bend, phase if workloads else 0)
         if key not in self._tables:
             kinds = [WORKLOADS[name] for name in workloads or ("idle",)]
             period = 1 if bend.stalled else math.lcm(*(kind.period for kind in kinds))
-            rows = [
-                self._row(
-                    STALLED if bend.stalled else combined([kind.activity(cell + phase) for kind in kinds]), share, bend
-                )
+            does = [
+                STALLED if bend.stalled else combined([kind.activity(cell + phase) for kind in kinds])
                 for cell in range(period)
             ]
-            self._tables[key] = table([row[0] for row in rows], [row[1] for row in rows], _R["power"])
+            rows = [work.row(self.profile, activity, share, bend) for activity in does]
+            self._tables[key] = table([row[0] for row in rows], [row[1] for row in rows], work.RATE_INDEX["power"])
         return self._tables[key]
-
-    def _row(self, activity: Activity, share: float, bend: _Bend) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Gauges and rates of one cell."""
-        profile = self.profile
-        room = profile.power_limit_watts - profile.idle_watts
-        effort = (
-            0.10 * activity.graphics
-            + 0.28 * activity.sm
-            + 0.40 * activity.tensor
-            + 0.22 * activity.dram
-            + 0.05 * activity.fp64
-            + 0.06 * activity.fp32
-            + 0.04 * (activity.encoder + activity.decoder)
-        )
-        power = 1.06 * room * effort
-        reasons = 0 if activity.graphics > 0 else REASON_IDLE
-        clock = 1.0 - 0.04 * min(1.0, effort)
-        cap = 0.0
-        if power > room:
-            power, cap, reasons, clock = room, 1.0, reasons | REASON_POWER_CAP, clock * 0.92
-        power, clock = power * bend.clock, clock * bend.clock
-        software = hardware = brake = 0.0
-        if bend.thermal:
-            power, clock = power * 0.7, clock * 0.7
-            software, reasons = 1.0, reasons | REASON_SOFTWARE_THERMAL
-            if bend.hardware_thermal:
-                hardware, reasons = 1.0, reasons | REASON_HARDWARE | REASON_HARDWARE_THERMAL
-        if bend.brake:
-            power, clock = power * 0.5, clock * 0.5
-            brake, reasons = 1.0, reasons | REASON_HARDWARE | REASON_POWER_BRAKE
-        power *= share
-        lanes = PCIE_BYTES_PER_LANE[profile.pcie_generation] * 16 * share
-        pcie_tx, pcie_rx = activity.pcie_tx * lanes, activity.pcie_rx * lanes
-        links = max(0, profile.nvlink_links - bend.links_down) if share == 1.0 else 0
-        nvlink = activity.nvlink * links * profile.nvlink_megabytes_per_second * 1e6
-        gauges = (
-            power,
-            activity.graphics,
-            activity.dram,
-            activity.encoder,
-            activity.decoder,
-            activity.jpeg,
-            clock if activity.graphics > 0 else 0.0,
-            float(reasons),
-            activity.sm,
-            pcie_tx,
-            pcie_rx,
-        )
-        rates = (
-            power,
-            activity.graphics,
-            activity.sm,
-            activity.occupancy,
-            activity.tensor,
-            activity.dram,
-            activity.fp64,
-            activity.fp32,
-            activity.fp16,
-            activity.integer,
-            activity.encoder,
-            activity.decoder,
-            activity.jpeg,
-            pcie_tx,
-            pcie_rx,
-            nvlink,
-            cap,
-            software,
-            hardware,
-            brake,
-        )
-        return gauges, rates
 
     def _leaf(self, gpu: int, place: int, number: int) -> _Leaf:
         key = (gpu, place, number)
@@ -694,12 +470,12 @@ class World:
         """Integrals of a GPU's rates from 0 to `t_seconds`, over all its layouts."""
         if len(self._layouts[gpu]) == 1 and not self._layouts[gpu][0][1]:
             return self._leaf_totals(self._leaf(gpu, WHOLE, 0), t_seconds)
-        totals = [0.0] * len(RATES)
+        totals = [0.0] * len(work.RATES)
         for number in range(self._layout_number(gpu, t_seconds) + 1):
             parts = [self._leaf_totals(leaf, t_seconds) for leaf in self._leaves_of(gpu, number)]
             # Energy and bytes of MIG devices add up; a second in which two of them are throttled is one second.
             for rate, several in enumerate(zip(*parts, strict=True)):
-                totals[rate] += sum(several) if rate in _ADDED else max(several)
+                totals[rate] += sum(several) if rate in work.ADDED else max(several)
         return totals
 
     def _since_reset(self, gpu: int, totals: list[float], reset: float) -> list[float]:
@@ -813,10 +589,10 @@ class World:
                 gpu_instance=mig.gpu_instance_id if mig else ATTRIBUTABLE_TO_NOBODY,
                 compute_instance=mig.compute_instance_id if mig else ATTRIBUTABLE_TO_NOBODY,
                 memory_bytes=memory // count,
-                sm_percent=round(100 * gauges[_BUSY] / count),
-                memory_percent=round(100 * gauges[_DRAM] / count),
-                encoder_percent=round(100 * gauges[_ENCODER] / count),
-                decoder_percent=round(100 * gauges[_DECODER] / count),
+                sm_percent=round(100 * gauges[work.BUSY] / count),
+                memory_percent=round(100 * gauges[work.DRAM] / count),
+                encoder_percent=round(100 * gauges[work.ENCODER] / count),
+                decoder_percent=round(100 * gauges[work.DECODER] / count),
             )
             for plan, run in holders
         ]
@@ -834,7 +610,7 @@ class World:
         profile = self.profile
         totals = self._since_reset(gpu, self._gpu_totals(gpu, t_seconds), reset)
         cell = _position(t_seconds)
-        power = profile.idle_watts + sum(row[_POWER] for row in gauges)
+        power = profile.idle_watts + sum(row[work.POWER] for row in gauges)
         average = power
         if len(here) == 1 and cell - 10 >= here[0][1].start:
             _, stretch = here[0]
@@ -849,14 +625,14 @@ class World:
             if isinstance(fault, ThermalFault) and t_seconds < _end(fault):
                 goal = profile.temperature_slowdown + 2.0 if fault.celsius is None else fault.celsius
                 celsius += max(0.0, goal - celsius) * (1.0 - math.exp(-(t_seconds - fault.at + 1.0) / 2.0))
-        busy = max(row[_GRAPHICS] for row in gauges)
-        dram = max(row[_DRAM] for row in gauges)
-        clock = max(row[_CLOCK] for row in gauges)
+        busy = max(row[work.GRAPHICS] for row in gauges)
+        dram = max(row[work.DRAM] for row in gauges)
+        clock = max(row[work.CLOCK] for row in gauges)
         reasons = 0
         for row in gauges:
-            reasons |= int(row[_REASONS])
+            reasons |= int(row[work.REASONS])
         if busy > 0:
-            reasons &= ~REASON_IDLE
+            reasons &= ~work.REASON_IDLE
         maximum, idle = profile.clock_maximum, profile.clock_idle
         clocks = [
             round(low if clock == 0 else high * (clock if domain != 2 else 1.0))
@@ -869,9 +645,9 @@ class World:
             "energy_millijoules": (profile.idle_watts * elapsed + totals[0]) * 1000,
             "gpu_percent": round(100 * busy),
             "memory_percent": round(100 * dram),
-            "encoder_percent": round(100 * max(row[_ENCODER] for row in gauges)),
-            "decoder_percent": round(100 * max(row[_DECODER] for row in gauges)),
-            "jpeg_percent": round(100 * max(row[_JPEG] for row in gauges)),
+            "encoder_percent": round(100 * max(row[work.ENCODER] for row in gauges)),
+            "decoder_percent": round(100 * max(row[work.DECODER] for row in gauges)),
+            "jpeg_percent": round(100 * max(row[work.JPEG] for row in gauges)),
             "temperature": round(celsius),
             "memory_temperature": round(celsius + 3 + 6 * dram),
             "margin_temperature": round(profile.temperature_slowdown - celsius),
@@ -885,11 +661,11 @@ class World:
             "memory_used_v1": memory + profile.reserved_mebibytes * MEBIBYTE,
             "bar1_used": (2 if memory else 1) * MEBIBYTE,
             "bar1_free": profile.bar1_mebibytes * MEBIBYTE - (2 if memory else 1) * MEBIBYTE,
-            "pcie_tx_kibibytes_per_second": round(sum(row[_PCIE_TX] for row in gauges) / 1024),
-            "pcie_rx_kibibytes_per_second": round(sum(row[_PCIE_RX] for row in gauges) / 1024),
+            "pcie_tx_kibibytes_per_second": round(sum(row[work.PCIE_TX] for row in gauges) / 1024),
+            "pcie_rx_kibibytes_per_second": round(sum(row[work.PCIE_RX] for row in gauges) / 1024),
             "uptime_microseconds": elapsed * 1e6,
         }
-        return _variables(values, totals)
+        return work.variables(values, totals)
 
     def _mig_variables(self, leaf: _Leaf, place: MigPlace, memory: int, t_seconds: float) -> tuple[float, ...]:
         total = place.profile.memory_mebibytes * MEBIBYTE
@@ -901,46 +677,7 @@ class World:
             "bar1_used": MEBIBYTE,
             "bar1_free": bar1 - MEBIBYTE,
         }
-        return _variables(values, self._leaf_totals(leaf, t_seconds))
-
-
-_TOTALS: Final = {
-    "pcie_tx_total": ("pcie_tx", 1.0),
-    "pcie_rx_total": ("pcie_rx", 1.0),
-    "nvlink_tx_total": ("nvlink", 1.0),
-    "nvlink_rx_total": ("nvlink", 0.98),
-    "power_cap_total": ("power_cap", 1e9),
-    "software_thermal_total": ("software_thermal", 1e9),
-    "hardware_thermal_total": ("hardware_thermal", 1e9),
-    "power_brake_total": ("power_brake", 1e9),
-    **{
-        f"{name}_total": (name, 1.0)
-        for name in (
-            "graphics",
-            "sm",
-            "occupancy",
-            "tensor",
-            "dram",
-            "fp64",
-            "fp32",
-            "fp16",
-            "integer",
-            "encoder",
-            "decoder",
-            "jpeg",
-        )
-    },
-}
-_TOTAL_SOURCES: Final = tuple(
-    (_R[_TOTALS[name][0]], _TOTALS[name][1]) if name in _TOTALS else None for name in layout.VARIABLES
-)
-
-
-def _variables(values: Mapping[str, float], totals: list[float]) -> tuple[float, ...]:
-    return tuple(
-        values.get(name, 0.0) if source is None else totals[source[0]] * source[1]
-        for name, source in zip(layout.VARIABLES, _TOTAL_SOURCES, strict=True)
-    )
+        return work.variables(values, self._leaf_totals(leaf, t_seconds))
 
 
 def _times(at: float, every: float | None, after: float, until: float) -> list[float]:
@@ -967,44 +704,7 @@ def _worked(plan: PodPlan) -> frozenset[tuple[int, int]]:
 
 def _pid(plan: PodPlan, run: int, gpu: int, place: int) -> int:
     """A pid above what Linux gives by default, so that no process of this machine is meant."""
-    return 5_000_000 + uuid.uuid5(_CLAIM_NAMESPACE, f"{plan.namespace}/{plan.name}/{run}/{gpu}/{place}").int % 1_000_000
-
-
-def _mig_device_name(gpu: int, place: MigPlace) -> str:
-    profile = place.profile.name.replace(".", "").replace("+", "-")
-    return f"gpu-{gpu}-mig-{profile}-{place.profile.profile_id}-{place.start}"
-
-
-def _claim_object(claim: SimClaim, users: list[SimPod]) -> dict[str, Any]:
-    results: list[dict[str, Any]] = []
-    for index, device in enumerate(claim.devices):
-        result: dict[str, Any] = {"request": "gpu", "driver": claim.driver, "pool": claim.pool, "device": device}
-        if claim.admin_access:
-            result["adminAccess"] = True
-        if claim.share_ids:
-            result["shareID"] = claim.share_ids[index]
-        results.append(result)
-    exactly: dict[str, Any] = {"deviceClassName": "gpu.nvidia.com", "allocationMode": "ExactCount"}
-    exactly["count"] = len(claim.devices)
-    if claim.admin_access:
-        exactly["adminAccess"] = True
-    return {
-        "apiVersion": "resource.k8s.io/v1",
-        "kind": "ResourceClaim",
-        "metadata": {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid},
-        "spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}},
-        "status": {
-            "allocation": {"devices": {"results": results}},
-            "reservedFor": [
-                {
-                    "resource": "pods",
-                    "name": pod.name,
-                    "uid": str(uuid.uuid5(_CLAIM_NAMESPACE, f"{pod.namespace}/{pod.name}")),
-                }
-                for pod in users
-            ],
-        },
-    }
+    return 5_000_000 + uuid.uuid5(NAMESPACE, f"{plan.namespace}/{plan.name}/{run}/{gpu}/{place}").int % 1_000_000
 
 
 def make_world(profile_name: str, scenario: Scenario | None = None, *, node_name: str = "claimscope-node") -> World:

@@ -46,9 +46,16 @@ def standing_of(rule: DeviceTaintRule) -> Standing | None:
     )
 
 
+def _owners(fence: Fence) -> list[dict[str, str]]:
+    """With the Node goes the rule; without its UID the garbage collector would delete the rule at once."""
+    if not fence.node or not fence.node_uid:
+        return []
+    return [{"apiVersion": "v1", "kind": "Node", "name": fence.node, "uid": fence.node_uid}]
+
+
 def rule_object(fence: Fence, version: str) -> dict[str, Any]:
     """The DeviceTaintRule of a fence, whole."""
-    owner = {"apiVersion": "v1", "kind": "Node", "name": fence.node, "uid": fence.node_uid}
+    owners = _owners(fence)
     return {
         "apiVersion": f"{RESOURCE_GROUP}/{version}",
         "kind": "DeviceTaintRule",
@@ -56,8 +63,7 @@ def rule_object(fence: Fence, version: str) -> dict[str, Any]:
             "name": fence.name,
             "labels": fences.labels(fence),
             "annotations": dict(fence.annotations),
-            # With the Node goes the rule; without its UID the garbage collector would delete the rule at once.
-            **({"ownerReferences": [owner]} if fence.node and fence.node_uid else {}),
+            **({"ownerReferences": owners} if owners else {}),
         },
         "spec": {
             "deviceSelector": fence.device._asdict(),
@@ -76,6 +82,8 @@ def update_patch(fence: Fence, standing: Standing) -> list[dict[str, Any]]:
         *({"op": "add", "path": f"{taint}/{name}", "value": value}
           for name, value in (("key", fence.key), ("value", fence.value), ("effect", fence.effect))),
     ]
+    if fence.node_uid != standing.fence.node_uid:  # the Node could not be read when the rule was made
+        patch.append({"op": "add", "path": "/metadata/ownerReferences", "value": _owners(fence)})
     ours = {name for name in standing.fence.annotations if name.startswith(f"{KEY_DOMAIN}/")}
     gone = ours - fence.annotations.keys()
     patch += ({"op": "remove", "path": f"/metadata/annotations/{_pointer(name)}"} for name in sorted(gone))

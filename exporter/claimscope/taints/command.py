@@ -304,7 +304,7 @@ def story_words(story: GpuStory) -> str:
         lines.append(f"tainted {fence.key}={fence.value}, effect {fence.effect}: {kept}")
         lines.append(f"  by DeviceTaintRule {fence.name} since {_since(each)}")
         if fence.edited:
-            lines.append("  somebody changed this rule, so claimscope leaves it alone; delete it to have it decided anew in an hour")
+            lines.append("  somebody changed this rule: claimscope leaves it alone until an hour after it is deleted")
         if not each.honoured:
             lines.append("  Kubernetes has not confirmed it yet: the status of the rule is empty")
     if not story.rules:

@@ -17,6 +17,7 @@ from claimscope.kube.api import APPLY, ApiClient
 from claimscope.kube.objects import Condition, Node, unix_seconds
 from claimscope.taints.apply import MANAGER, api_time, send
 from claimscope.taints.model import NodeReport, ReportedFinding
+from claimscope.taints.policy import UNSETTLED_RULES
 
 DEGRADED: Final = "GPUDegraded"
 UNHEALTHY: Final = "GPUUnhealthy"
@@ -43,6 +44,8 @@ def wanted(report: NodeReport, present: Iterable[str]) -> tuple[NodeCondition, .
     """The conditions that follow from a report; `present` are the types that the Node carries already."""
     found: dict[str, list[ReportedFinding]] = {kind: [] for kind in HEALTH_TYPES}
     for finding in report.findings:
+        if report.driver_changes and finding.rule in UNSETTLED_RULES:
+            continue
         if (kind := _TYPE_OF.get(finding.severity)) is not None:
             found[kind].append(finding)
     if not set(HEALTH_TYPES) & set(present) and not any(found.values()):

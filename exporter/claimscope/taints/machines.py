@@ -107,13 +107,11 @@ class Boots:
             del self._seen[name]
 
 
-def unsettled(node: Node, *, booted_just_now: bool) -> str:
-    """Why what measurements say of the GPUs of a Node is not acted upon now; "" where it is."""
+def driver_changes(node: Node, *, booted_just_now: bool) -> str:
+    """Why the driver of a Node may look as if GPUs were missing; "" where it must not."""
     name, state = node.metadata.name, (node.metadata.labels or {}).get(_UPGRADE_STATE, "")
     if state not in _DRIVER_UNTOUCHED:
         return f"the GPU driver of node {name} is being upgraded ({state})"
-    if node.spec.unschedulable:
-        return f"node {name} is cordoned, and gets no new work anyway"
     return f"node {name} booted less than {BOOT_SETTLES_SECONDS / 60:.0f} minutes ago" if booted_just_now else ""
 
 
@@ -145,6 +143,6 @@ class Machines:
         seen = self._offers.get(node)
         return (0, 0) if seen is None else seen[1]
 
-    def unsettled(self, node: Node, now_ns: int) -> str:
-        """Why it is not to be judged now."""
-        return unsettled(node, booted_just_now=self._boots.just_now(node, now_ns))
+    def driver_changes(self, node: Node, now_ns: int) -> str:
+        """Why its driver may look as if GPUs were missing."""
+        return driver_changes(node, booted_just_now=self._boots.just_now(node, now_ns))

@@ -175,10 +175,10 @@ class _Places:
         """Why a node of a group has to wait; "" where it need not."""
         used = self._by_group.total()
         if used >= self._in_all:
-            return f"{used} nodes of the fleet are under maintenance, and at most {self._in_all} may be."
+            return f"Nodes of the fleet under maintenance: {used}, and at most {self._in_all} may be."
         if self._by_group[group] >= self._per_group:
             name = f"group {group}" if group else "the group without a label"
-            return f"{self._by_group[group]} of {name} under maintenance, and at most {self._per_group} may be."
+            return f"Nodes of {name} under maintenance: {self._by_group[group]}, and at most {self._per_group} may be."
         return ""
 
     def take(self, group: str) -> None:
@@ -188,11 +188,15 @@ class _Places:
 
 def _begun(facts: NodeFacts, state: Maintained | None, places: _Places, now_wall: float) -> Maintained | None:
     """The maintenance as it was, or a new one where there is a place for it; None: there is none."""
+    begins = Phase.WAITING_FOR_CLAIMS if facts.standing else Phase.ANNOUNCED  # what stands is not made weaker
     new = Maintained(
         uid=hashlib.sha256(f"{facts.node}/{facts.node_uid}/{now_wall!r}".encode()).hexdigest()[:12],
-        phase=Phase.ANNOUNCED.value, started_wall=now_wall, gpus=max(facts.gpus, facts.standing),
-        boot_id=facts.boot_id, unverified=facts.unverified,
-    )  # fmt: skip
+        phase=begins.value,
+        started_wall=now_wall,
+        gpus=max(facts.gpus, facts.standing),
+        boot_id=facts.boot_id,
+        unverified=facts.unverified,
+    )
     if state is not None and facts.request is not None and Phase(state.phase) in _AFTER:
         # Asked for again before it was over: what was remembered of the node still holds.
         return msgspec.structs.replace(new, started_wall=state.started_wall, gpus=state.gpus, touched=state.touched)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -22,6 +23,8 @@ from claimscope.taints.maintenance_facts import Sight, concerned, leases_of, use
 from claimscope.taints.maintenance_fences import sites_of, wanted
 from claimscope.taints.memory import Maintained
 from claimscope.taints.model import NodeReport
+
+log = logging.getLogger(__name__)
 
 ASKS_PER_ROUND: Final = 50
 ASKED_SECONDS: Final = 30.0  # within which a Lease need not have come back with what was written
@@ -135,6 +138,7 @@ class Keeper:
         for node, status in statuses.items():
             notes += self._news(status, self._told.get(node))
         for node in self._told.keys() - statuses.keys():
+            log.info("maintenance of node %s is over", node)
             notes += self._notes(self._told[node], "GPUMaintenanceOver", "The node is given back.")
         self._told = dict(statuses)
         return notes
@@ -146,6 +150,7 @@ class Keeper:
             notes += self._notes(status, "GPUMaintenanceDeadlineUnreadable", status.problem, warning=True)
         if status.reason == said:
             return notes
+        log.info("maintenance of node %s: %s: %s", status.node, status.reason, status.message)
         if status.missed and (before is None or not before.missed):
             return notes + self._notes(status, "GPUMaintenanceDeadlineMissed", status.message, warning=True)
         if status.phase is Phase.LIFTING or (before is not None and before.phase is status.phase):

@@ -55,6 +55,7 @@ class NodeReport:
     plugin_devices: int = 0  # that its device plugin gives out
     plugin_withdrawn: int = 0  # that its device plugin gives out no more
     unsettled: str = ""  # why the machine is in no state to be judged: a driver upgrade, a boot just now, a cordon
+    driver_changes: bool = False  # the first or the second of these: UNSETTLED_RULES are no news
     findings: tuple[ReportedFinding, ...] = ()
     partial: bool = False  # some findings were left out or cannot be read: what is not told is not over
 
@@ -75,7 +76,7 @@ class Fence:
     annotations: Mapping[str, str] = field(default_factory=dict)  # evidence, rules, since, boot id
     created_wall: float | None = None  # of one that stands
     edited: bool = False  # a human changed it: it is left alone
-    eviction: str = ""  # what the cluster says of a rule that stands: EvictionReason's words; "": nothing yet
+    eviction: str = ""  # reason of the condition EvictionInProgress of one that stands; "": not said yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

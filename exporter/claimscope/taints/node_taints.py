@@ -50,6 +50,8 @@ class Wanted:
     wants: dict[str, list[NodeWant]] = field(default_factory=dict)  # by node
     blocked: dict[str, str] = field(default_factory=dict)  # GPUs that a taint of their node keeps work from, and it
     demands: list[Demand] = field(default_factory=list)
+    exchanged: set[tuple[str, str]] = field(default_factory=set)  # node and key, where fences of devices that do not
+    # stand yet come in the place of a taint
 
 
 @dataclass(slots=True)
@@ -111,6 +113,8 @@ def wanted(inputs: Inputs, memory: Memory) -> Wanted:
         standing = inputs.node_taints.get(node, _NOTHING)
         if _is_hard(standing.ours) or any(blocks(effect) for _, effect in standing.theirs):
             result.blocked.update(dict.fromkeys(gpus_of(report, inputs.inventory), node))
+        if standing.ours and inputs.device_taints:
+            result.exchanged |= {(node, key) for key in _unfenced(inputs, report, silence)}
         wants = _of_node(inputs, report, silence)
         if wants:
             result.wants[node] = wants
@@ -120,8 +124,8 @@ def wanted(inputs: Inputs, memory: Memory) -> Wanted:
 
 
 def _is_hard(taints: Iterable[NodeTaint]) -> bool:
-    """Whether they keep new work from the node."""
-    return any(blocks(each.effect) for each in taints)
+    """Whether findings keep new work from the node already; what maintenance wants is no part of it."""
+    return any(blocks(each.effect) and each.key != MAINTENANCE for each in taints)
 
 
 def demand_of(inputs: Inputs, report: NodeReport, want: NodeWant) -> Demand:
@@ -154,14 +158,26 @@ def _of_node(inputs: Inputs, report: NodeReport, silence: Silence) -> list[NodeW
 
 
 def _counts(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silence: Silence) -> bool:
-    """Whether a finding keeps work away, and no fence of its device does."""
+    """Whether a finding keeps work away, and no fence of its device can."""
+    if not _keeps_away(inputs, report, finding, silence):
+        return False
+    published = bool(inputs.inventory.sites(finding.uuid, report.node))
+    return not inputs.device_taints or (report.plugin_devices > 0 and not published)
+
+
+def _keeps_away(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silence: Silence) -> bool:
     if finding.severity not in _SEVERITIES or finding.systemic or silence.of(finding.uuid, finding.rule) is not None:
         return False
-    if inputs.policy.mode_of(report.group, finding.rule) is not Mode.ENFORCE:
-        return False
-    if not inputs.device_taints:
-        return True
-    return report.plugin_devices > 0 and not inputs.inventory.sites(finding.uuid, report.node)
+    return inputs.policy.mode_of(report.group, finding.rule) is Mode.ENFORCE
+
+
+def _unfenced(inputs: Inputs, report: NodeReport, silence: Silence) -> Iterator[str]:
+    """Keys of findings on published devices that have no fence yet."""
+    fenced = {fence.uuid for fence in inputs.standing.values() if fence.node == report.node}
+    for finding in report.findings:
+        sites = inputs.inventory.sites(finding.uuid, report.node)
+        if sites and fenced.isdisjoint(site.uuid for site in sites) and _keeps_away(inputs, report, finding, silence):
+            yield KEYS[finding.severity]
 
 
 def _board(inputs: Inputs, finding: ReportedFinding) -> str:
@@ -177,26 +193,26 @@ def judge(inputs: Inputs, found: Wanted, bounds: Bounds) -> Tainted:
     result = Tainted()
     if inputs.only_node:
         return result
+    lost = {node for node, wants in found.wants.items() if wants[0].severity is Severity.LOST}
     nodes = {*found.wants, *inputs.node_taints, *inputs.fenced_nodes}
-    worst_first = sorted((min(_SEVERITIES.index(want.severity) for want in found.wants[node]) if node in found.wants
-                          else len(_SEVERITIES), node) for node in nodes)  # fmt: skip
-    for _, node in worst_first:
+    for node in sorted(nodes, key=lambda name: (name not in lost, name)):
         if node in inputs.nodes or not inputs.nodes_known:
-            _judge(inputs, node, found.wants.get(node, ()), bounds, result)
+            _judge(inputs, node, found, bounds, result)
     return result
 
 
-def _judge(inputs: Inputs, node: str, wants: Iterable[NodeWant], bounds: Bounds, result: Tainted) -> None:
+def _judge(inputs: Inputs, node: str, found: Wanted, bounds: Bounds, result: Tainted) -> None:
     standing = inputs.node_taints.get(node, _NOTHING)
     report = inputs.reports.get(node)
     after: list[NodeTaint] = []
     reasons: list[str] = []
-    for want in wants:
+    for want in found.wants.get(node, ()):
         granted = _granted(inputs, inputs.reports[node], want, standing, bounds, result)
         if granted is not None and (granted.key, granted.effect) not in standing.theirs:
             after.append(granted)
             reasons.append(want.reason)
-    after += _kept(inputs, report, standing, {each.key for each in after})
+    met = {each.key for each in after}
+    after += (each for each in standing.ours if each.key not in met and _stays(inputs, node, each, found))
     after += _for_maintenance(inputs, node, report, standing, result)
     new, old = frozenset(after), frozenset(standing.ours)
     if after:
@@ -231,15 +247,18 @@ def _granted(
     return taint
 
 
-def _kept(inputs: Inputs, report: NodeReport | None, standing: OnNode, met: set[str]) -> Iterator[NodeTaint]:
-    """What stands and nothing asks for: an agent that is silent, or tells a part, does not say that it is over."""
+def _stays(inputs: Inputs, node: str, taint: NodeTaint, found: Wanted) -> bool:
+    """Whether a taint stands on though nothing asks for it any more.
+
+    An agent that is silent, or tells a part, does not say that it is over; and what takes its place must stand first.
+    """
+    report = inputs.reports.get(node)
     speaks = report is not None and not (report.stale or report.partial)
-    if speaks or inputs.policy.node_taints is NodeTaints.NONE:
-        return
-    for taint in standing.ours:
-        allowed = inputs.policy.mode_of("" if report is None else report.group, taint.value) is Mode.ENFORCE
-        if taint.key != MAINTENANCE and taint.key not in met and allowed:
-            yield taint
+    if taint.key == MAINTENANCE or inputs.policy.node_taints is NodeTaints.NONE:
+        return False
+    if speaks and (node, taint.key) not in found.exchanged:
+        return False
+    return inputs.policy.mode_of("" if report is None else report.group, taint.value) is Mode.ENFORCE
 
 
 def _for_maintenance(

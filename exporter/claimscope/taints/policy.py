@@ -36,7 +36,8 @@ UNSETTLED_RULES: Final = frozenset({
     "gpu_missing", "driver_call_hangs", "fabric_not_ready", "fabric_unhealthy", "fabric_degraded",
 })  # fmt: skip
 
-# A verdict on the machine and not on one GPU of it.
+# A verdict on the machine and not on one GPU of it: a taint of the Node keeps work from all of them. Rules name one
+# device each, never a pool, so there each GPU that wants the reboot has its own.
 NODE_WIDE_RULES: Final = frozenset({"recovery_action_reboot"})
 
 

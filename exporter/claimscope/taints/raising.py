@@ -80,7 +80,9 @@ class Raising:
         # What stands.
         self._names = {*inputs.standing, *inputs.foreign}
         self.count = len(live.all) - sum(1 for action in lift.actions if action.do is Do.DELETE)
-        self._ours_before = blocked_by(inputs, live.all.values()).keys()
+        # Exchanging the blocking fence of a GPU for another one is nothing new, and is asked of nobody.
+        self._exchanged = blocked_by(inputs, live.all.values()).keys() - blocked_by(inputs, self.standing).keys()
+        self._exchanged -= {want.site.gpu for want in found.wants if want.blocking and self._stands(want)}
         self._evicting = any(_is_evicting(inputs, fence) for fence in live.all.values())
 
     # --- one fence ---
@@ -102,13 +104,17 @@ class Raising:
             if fence.severity is not Severity.DEGRADED:
                 self._hold(fence, Refusal(reason="mode", text="the mode is announce"))
             return "None"
-        # Exchanging one blocking fence of a GPU for another is nothing new.
-        if (live is None or not blocks(live.effect)) and want.site.gpu not in self._ours_before:
+        if not self._stands(want) and want.site.gpu not in self._exchanged:
             refusal = self._bounds.refusal(demand_of(want))
             if refusal is not None:
                 self._hold(fence, refusal)
                 return "None"
         return self._step_to_eviction(want, live)
+
+    def _stands(self, want: Want) -> bool:
+        """Whether it keeps work away already."""
+        live = self._live.by_base.get(want.fence.name)
+        return live is not None and blocks(live.effect)
 
     def _step_to_eviction(self, want: Want, live: Fence | None) -> str:
         """NoExecute only where NoSchedule has stood for a while, and the cluster has said that it sees the rule."""
@@ -144,7 +150,7 @@ class Raising:
         return Refusal(reason="evict", text=text)
 
     def _create(self, want: Want, effect: str) -> None:
-        if not blocks(effect) or want.site.gpu not in self._ours_before:
+        if not blocks(effect) or want.site.gpu not in self._exchanged:
             refusal = self._bounds.paused(want.report) or self._not_announced(want)
             if refusal is not None:
                 self._hold(want.fence, refusal)

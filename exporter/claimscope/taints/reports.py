@@ -185,17 +185,20 @@ class Reports:
             told = self._told.get(name)
             node = nodes.get(name)
             offered, withdrawn = machines.offers(name)
+            cordoned = node is not None and bool(node.spec.unschedulable)
+            changes = "" if node is None else machines.driver_changes(node, now_ns)
             made[name] = NodeReport(
                 node=name,
                 node_uid=node.metadata.uid if node is not None else "",
                 group=((node.metadata.labels or {}) if node is not None else {}).get(group_label, ""),
                 heard_wall=0.0 if silence is None else now_wall - silence,
                 stale=silence is None or silence > stale_seconds,
-                cordoned=node is not None and bool(node.spec.unschedulable),
+                cordoned=cordoned,
                 devices=max(inventory.gpus_of(name), offered),
                 plugin_devices=offered,
                 plugin_withdrawn=withdrawn,
-                unsettled=machines.unsettled(node, now_ns) if node is not None else "",
+                unsettled=changes or (f"node {name} is cordoned, and gets no new work anyway" if cordoned else ""),
+                driver_changes=bool(changes),
                 findings=told.findings if told is not None else (),
                 partial=told is None or told.partial,
             )  # fmt: skip

@@ -137,4 +137,5 @@ class Teller:
         return list(found)[:_PODS_MAX]
 
 
-_QUIET: Final = frozenset({"mode", "paused", "ignored", "edited"})  # a person wanted it so
+# A person wanted it so; or it is what an upgrade looks like, and is over with it.
+_QUIET: Final = frozenset({"mode", "paused", "ignored", "edited", "upgrade"})

@@ -349,12 +349,13 @@ class Fencing:
     ) -> None:
         await self._follow(self._teller.transitions(done, self._plan.held, tainted))
         keeper = self._keeper
+        news = keeper.news()  # before the Nodes say it
         expected = keeper.outcome.nodes  # a node under maintenance may be off
         others = [report for node, report in reports.items() if node not in expected]
         await self._follow(self._teller.silences(others, self._wall()))
         await asyncio.sleep(0)
         await self._follow(self._teller.conditions(keeper.all_of(reports), keeper.conditions(), health=health))
-        await self._follow(self._teller.send(keeper.news()))
+        await self._follow(self._teller.send(news))
         await self._follow(keeper.ask())
 
     async def _follow(self, writes: AsyncIterator[tuple[str, ApiError | None]]) -> None:
