@@ -17,7 +17,6 @@ from claimscope.sim.api.access import Asked, User
 from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, EVENTS, NODES, RESOURCE_SLICES
 from claimscope.sim.api.server import HttpFault
 from claimscope.taints.model import Mode
-from claimscope.taints.notebook import PAUSE
 from taints_bench import RULES, START, Bench, Json, finding, fleet, serving
 
 BROKEN = finding("GPU-1-3")
@@ -451,16 +450,3 @@ async def test_announcing_writes_no_effect_but_none() -> None:
             await bench.leader.round()
         assert bench.effects() == {"gpu-0": "lost None", "gpu-3": "unhealthy None", "gpu-4": "degraded None"}
         assert bench.leader.value("dra_device_taints_applied_total", "claimscope.io/unhealthy", "NoSchedule") == 0.0
-
-
-async def test_a_pause_stops_what_is_new_and_what_heals_is_lifted() -> None:
-    async with serving(nodes=10) as bench:
-        await bench.all_say({"node-1": [BROKEN], "node-2": [finding("GPU-2-0")]})
-        await bench.leader.round()
-        await bench.leader.notebook.write({PAUSE: "ann"})
-        lifted = bench.rule("gpu-3")["metadata"]["name"]
-        writes = len(bench.rule_writes())
-        await bench.all_say({"node-2": [finding("GPU-2-0")], "node-3": [finding("GPU-3-0")]})
-        await bench.leader.round()
-        assert bench.rule_writes()[writes:] == [f"DELETE {RULES}/{lifted}"]
-        assert bench.effects() == {"node-2/gpu-0": BLOCKS}

@@ -306,7 +306,7 @@ def api_url() -> Iterator[str]:
 
 def test_the_lease_tells_the_controller(tmp_path: Path, cc: str, api_url: str) -> None:
     scenario = tmp_path / "scenario.yaml"
-    scenario.write_text("faults:\n  - {kind: xid, at: 6, gpu: 1, code: 79}\n")
+    scenario.write_text("faults:\n  - {kind: xid, at: 8, gpu: 1, code: 79, every: 5}\n")
     url = f"{api_url}/apis/coordination.k8s.io/v1/namespaces/monitoring/leases/claimscope-agent-node-a"
 
     def told() -> LeaseFindings | None:
@@ -333,7 +333,8 @@ def test_the_lease_tells_the_controller(tmp_path: Path, cc: str, api_url: str) -
         found = until(finding_told, 15.0, lambda: agent.log)
         assert found is not None
         (finding,) = found.findings
-        uuid = agent.scrape().find("gpu_health_finding_info", gpu="1")[0].labels["uuid"]
+        (shown,) = agent.until(lambda scrape: scrape.find("gpu_health_finding_info", gpu="1"))
+        uuid = shown.labels["uuid"]
         assert (finding.uuid, finding.rule, finding.severity, finding.state) == (uuid, "xid_lost", "lost", "latched")
         assert finding.evidence["xid"] == "79"
         assert finding.clears == "A reboot, with no recovery action left afterwards."

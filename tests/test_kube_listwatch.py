@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from claimscope.clock import Clock, ManualClock, SystemClock
+from claimscope.clock import SystemClock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason
 from claimscope.kube.kinds import watched_kinds
 from claimscope.kube.listwatch import ApiObject, BackOff, FirstList, ListWatch, WatchStatus
@@ -68,7 +68,6 @@ async def following(
     first_list: FirstList = FirstList.STREAMED,
     keep: Callable[[Thing], bool] | None = None,
     watch_seconds: int = 300,
-    clock: Clock | None = None,
 ) -> AsyncIterator[Mirror]:
     mirror = Mirror()
     task = asyncio.create_task(
@@ -76,7 +75,7 @@ async def following(
             client,
             PATH,
             Thing,
-            clock=clock or SystemClock(),
+            clock=SystemClock(),
             on_sync=mirror.sync,
             on_change=mirror.change,
             on_error=mirror.error,
@@ -423,27 +422,6 @@ async def test_refused_watch_goes_on_where_it_was(status: int) -> None:
             await server.put(THING, thing("b", 2))
             await mirror.until(lambda: "b" in mirror.things)
         assert (mirror.syncs, len(mirror.errors), served) == (1, 1, status not in (403, 404))
-
-
-@pytest.mark.parametrize(("open_seconds", "pauses_anew"), [(11, True), (9, False)])
-async def test_pauses_begin_anew_after_a_quiet_watch_that_lasted(open_seconds: int, pauses_anew: bool) -> None:
-    clock = ManualClock()
-    async with serving() as (server, client):
-        await server.put(THING, thing("a", 1))
-        async with following(client, clock=clock) as mirror:
-            await mirror.until(lambda: mirror.syncs == 1)
-            await watched(server)
-            server.fail(PATH, *(HttpFault(status=429) for _ in range(6)))
-            await server.drop_watches()
-            await mirror.until(lambda: len(mirror.errors) == 6)
-            await watched(server)
-            clock.advance(open_seconds)
-            server.fail(PATH, HttpFault(status=429))
-            before = asyncio.get_running_loop().time()
-            await server.cut_watches()
-            await mirror.until(lambda: len(mirror.errors) == 8)
-        # The pause between the two is the first one, of 5 ms, or the ninth, of 1.28 s.
-        assert (asyncio.get_running_loop().time() - before < 1.2, mirror.syncs) == (pauses_anew, 1)
 
 
 async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claimscope.sim import layout
+from claimscope.sim.default_pods import default_pods
 from claimscope.sim.profiles import PROFILES, profile_named
 from claimscope.sim.scenario import (
     Scenario,
     ScenarioError,
     check_scenario,
     decode_scenario,
-    default_pods,
     load_scenario,
 )
 from claimscope.sim.workloads import WORKLOADS, Activity, combined

@@ -56,7 +56,7 @@ TROUBLE = st.sampled_from([
 ])
 POLICY = """
 mode: {mode}
-budgets: {{fleet_share: 0.25, group_share: 0.5}}
+budgets: {{fleet_share: 0.15, group_share: 0.5}}
 rate: {{least: 2, share: 0.1}}
 breaker: {{least: 3, share: 0.1}}
 overrides: [{pins}]
@@ -160,6 +160,17 @@ class Fencing(RuleBasedStateMachine):
             self.publish(f"node-{node}")
         self.rounds()
 
+    @rule(node=NODE, gpu=GPU)
+    def a_board_is_swapped(self, node: int, gpu: int) -> None:
+        uuid = f"GPU-{node}-{gpu}"
+        names = self.names[f"node-{node}"]
+        swapped = {name: f"{uuid}-new" if had == uuid else uuid if had == f"{uuid}-new" else had
+                   for name, had in names.items()}
+        self.names[f"node-{node}"] = swapped
+        if self.server.get(RESOURCE_SLICES, f"node-{node}") is not None:
+            self.publish(f"node-{node}")
+        self.rounds()
+
     @rule(node=NODE)
     def slices_go_or_come(self, node: int) -> None:
         if self.server.get(RESOURCE_SLICES, f"node-{node}") is None:
@@ -218,13 +229,17 @@ class Fencing(RuleBasedStateMachine):
         self.blocked_at.clear()
         self.rounds()
 
-    @rule(trouble=st.lists(TROUBLE, min_size=1, max_size=8), restart=st.booleans(), node=NODE, gpu=GPU, key=KEY,
-          heals=NODE)
+    @rule(trouble=st.lists(TROUBLE, min_size=1, max_size=8), spared=st.sampled_from(["leases", "leases", ""]),
+          restart=st.booleans(), node=NODE, gpu=GPU, key=KEY, data=st.data())
     def writes_fail(
-        self, trouble: list[ApiReason | str | None], restart: bool, node: int, gpu: int, key: str, heals: int
+        self, trouble: list[ApiReason | str | None], spared: str, restart: bool, node: int, gpu: int, key: str,
+        data: st.DataObject,
     ) -> None:
-        self.findings[f"node-{heals}"].clear()
-        self.api.trouble = deque(trouble)
+        """While something heals and something else breaks."""
+        self.api.trouble, self.api.spared = deque(trouble), spared
+        fenced = sorted({fence.node for fence in self.ours().values() if fence.node in self.findings})
+        if fenced:
+            self.findings[data.draw(st.sampled_from(fenced))].clear()
         self.find(node, gpu, key)
         before = self.look()
         self.round()
@@ -385,6 +400,6 @@ def test_whatever_happens_every_invariant_holds_after_every_round() -> None:
     run_state_machine_as_test(
         Fencing,
         settings=settings(
-            max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -91,7 +91,13 @@ class HealthEngine:
         slot.shown = None
 
     def event(
-        self, event: Event, evidence: Mapping[str, str], now_ns: int, wall_ns: int, *, decoded: Verdict | None = None,
+        self,
+        event: Event,
+        evidence: Mapping[str, str],
+        now_ns: int,
+        wall_ns: int,
+        *,
+        decoded: Verdict | None = None,
         recovery_action: int | None = None,
     ) -> None:
         """Takes one event, de-duplicated over its sources.

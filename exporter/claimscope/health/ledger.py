@@ -68,9 +68,7 @@ class Ledger:
 
     def fire(self, slot: Slot, rule: Rule, track: Track, judged: Judgement, codes: Iterable[int]) -> None:
         """A finding begins."""
-        change = tracks.fire(
-            track, rule, self._times[rule.key], judged, now_ns=self.now_ns, wall_ns=self._wall_ns
-        )
+        change = tracks.fire(track, rule, self._times[rule.key], judged, now_ns=self.now_ns, wall_ns=self._wall_ns)
         for code in codes:
             tracks.with_code(track, code)
         self._changed(slot, rule, track, change)

@@ -11,8 +11,9 @@ import dataclasses
 import msgspec
 
 from claimscope.sim import layout
+from claimscope.sim.default_pods import default_pods
 from claimscope.sim.profiles import Profile, profile_named
-from claimscope.sim.scenario import ClaimPlan, PodPlan, Scenario, check_scenario, default_pods
+from claimscope.sim.scenario import ClaimPlan, PodPlan, Scenario, check_scenario
 from claimscope.sim.world import World
 
 JOB_SECONDS = 11.0

@@ -60,9 +60,7 @@ class Bend:
     stalled: bool = False
 
 
-def row(
-    profile: Profile, activity: Activity, share: float, bend: Bend
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def row(profile: Profile, activity: Activity, share: float, bend: Bend) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Gauges and rates of one cell; `share` is the part of the GPU that the device is."""
     room = profile.power_limit_watts - profile.idle_watts
     effort = (

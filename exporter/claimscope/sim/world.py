@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from claimscope.sim import layout, work
+from claimscope.sim.default_pods import default_pods
 from claimscope.sim.moment import (
     ATTRIBUTABLE_TO_NOBODY,
     DRIVER,
@@ -56,12 +57,12 @@ from claimscope.sim.scenario import (
     ThermalFault,
     XidFault,
     check_scenario,
-    default_pods,
     parse_device,
 )
 from claimscope.sim.workloads import CELL_SECONDS, STALLED, WORKLOADS, Table, combined, table
 
 _F = TypeVar("_F")
+
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
