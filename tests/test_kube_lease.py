@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -463,6 +464,10 @@ def annotations_of(server: SimApiServer) -> dict[str, str]:
     return dict(found["metadata"].get("annotations") or {}) if found else {}
 
 
+def _says(server: SimApiServer, annotations: dict[str, str]) -> bool:
+    return annotations_of(server) == annotations
+
+
 async def test_heartbeat_is_made_and_renewed() -> None:
     clock = ManualClock()
     async with serving(None, LEASES) as (server, client), beating(client, clock) as heartbeat:
@@ -509,8 +514,9 @@ async def test_a_few_findings_after_a_quiet_time_are_written_at_once() -> None:
     async with serving(None, LEASES) as (server, client), beating(client, ManualClock(), **settings) as heartbeat:
         await until(lambda: server.get(LEASES, "gpu-node-1", "claimscope") is not None)
         for number in range(3):
-            heartbeat.set_annotations({"claimscope.io/findings": str(number)})
-            await until(lambda number=number: annotations_of(server) == {"claimscope.io/findings": str(number)})
+            told = {"claimscope.io/findings": str(number)}
+            heartbeat.set_annotations(told)
+            await until(partial(lambda wanted: annotations_of(server) == wanted, told))
         assert [path for path, _ in server.requests] == [NODE, ALL, NODE, NODE, NODE]
 
 
