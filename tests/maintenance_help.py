@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from claimscope.sim.api.kinds import LEASES, NODES
-from claimscope.taints.maintenance_ask import ANSWER, ASK, Responder
+from claimscope.kube.lease import micro_time
+from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, LEASES, NODES
+from claimscope.taints.maintenance_ask import ANSWER, ASK, Responder, read_answer
 from taints_bench import Bench
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ class NodeAgent:
     bench: Bench
     node: str = "node-1"
     processes: int | None = 0
+    gpus: int | None = None  # that it says to see
     nvml: FakeNvml = field(default_factory=FakeNvml)
     responder: Responder = field(init=False)
 
@@ -50,15 +52,26 @@ class NodeAgent:
         assert found is not None
         return dict(found["metadata"].get("annotations") or {})
 
+    def restart(self) -> None:
+        """As agent.py begins: NVML is not taken up before it is known what is asked, and what was answered."""
+        self.nvml = FakeNvml()
+        self.responder = Responder(self.nvml)
+        notes = self.notes()
+        self.responder.hear(notes.get(ASK, ""))
+        self.responder.begin(read_answer(notes.get(ANSWER)))
+
     async def beat(self, *findings: Json) -> None:
         before, now_ns = self.notes(), self.bench.clock.monotonic_ns()
-        self.responder.hear(before.get(ASK, ""), now_ns)
-        answer = self.responder.look(processes=self.processes, released=self.nvml.released, now_ns=now_ns)
+        self.responder.hear(before.get(ASK, ""))
+        processes = None if self.nvml.released else self.processes
+        answer = self.responder.look(processes=processes, released=self.nvml.released, now_ns=now_ns)
         notes = {
             "claimscope.io/node": self.node,
             "claimscope.io/findings": json.dumps({"boot_id": "boot-1", "findings": findings}),
             **({ASK: before[ASK]} if ASK in before else {}), **({ANSWER: answer} if answer is not None else {}),
         }  # fmt: skip
+        if self.gpus is not None:
+            notes["claimscope.io/devices"] = json.dumps([{"model": "H100", "count": self.gpus}])
         wall = self.bench.clock.wall_ns()
         await self.bench.server.put(
             LEASES,
@@ -69,9 +82,20 @@ class NodeAgent:
                     "labels": {"app.kubernetes.io/component": "agent"},
                     "annotations": notes,
                 },
-                "spec": {"holderIdentity": self.node, "renewTime": f"2026-11-21T11:00:00.{wall // 10**9 % 10**6:06d}Z"},
+                "spec": {"holderIdentity": self.node, "renewTime": micro_time(wall)},
             },
         )
+
+
+async def confirm(bench: Bench) -> None:
+    """Says of each rule what it does, as the device taint eviction controller does within moments."""
+    for rule in bench.rules().values():
+        seen = {
+            "type": "EvictionInProgress", "status": "False", "reason": "OtherEffect",
+            "observedGeneration": rule["metadata"].get("generation", 0),
+        }  # fmt: skip
+        if rule.get("status", {}).get("conditions") != [seen]:
+            await bench.server.put(DEVICE_TAINT_RULES, {**rule, "status": {"conditions": [seen]}})
 
 
 async def annotate(bench: Bench, node: str, **notes: str | None) -> None:

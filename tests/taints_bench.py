@@ -15,6 +15,7 @@ from claimscope.claims.cluster import Cluster
 from claimscope.clock import ManualClock
 from claimscope.kube.api import ApiClient, OpenAccess
 from claimscope.kube.kinds import watched_kinds
+from claimscope.kube.lease import micro_time
 from claimscope.sim.api.kinds import (
     ALL_KINDS,
     DEVICE_TAINT_RULES,
@@ -123,7 +124,7 @@ class Bench:
                     "claimscope.io/findings": json.dumps({"boot_id": "boot-1", "findings": list(findings)}),
                 },
             },
-            "spec": {"holderIdentity": node, "renewTime": f"2026-11-21T11:00:00.{int(wall) % 1000000:06d}Z"},
+            "spec": {"holderIdentity": node, "renewTime": micro_time(round(wall * 1e9))},
         })
 
     async def all_say(self, findings: Mapping[str, Iterable[Json]] | None = None) -> None:

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claimscope.taints.maintenance import NodeFacts, Phase, Request, Status, step
+from claimscope.kube.objects import Node as KubeNode
+from claimscope.kube.objects import NodeMeta, NodeNotes
+from claimscope.taints.maintenance import NodeFacts, Phase, Request, Status, legible, step
 from claimscope.taints.maintenance_ask import Answer, Ask
+from claimscope.taints.maintenance_facts import LATEST_WALL, request_of
 from claimscope.taints.memory import Maintained
 from claimscope.taints.policy import MaintenancePolicy
+from inventory_objects import make
 
 START = 1_700_000_000.0
 BY_ANN = Request(reason="fan swap", by="ann")
@@ -22,14 +26,17 @@ FACTS = NodeFacts(
     node_uid="u1",
     request=BY_ANN,
     gpus=8,
+    known_gpus=8,
     devices=8,
     announced=8,
     fenced=8,
+    confirmed=8,
     standing=8,
     boot_id="b1",
     heard_wall=START,
+    renewed_wall=START,
 )
-NOTHING_PUT_UP: dict[str, Any] = {"announced": 0, "fenced": 0, "standing": 0}
+NOTHING_PUT_UP: dict[str, Any] = {"announced": 0, "fenced": 0, "confirmed": 0, "standing": 0}
 
 
 class Node:
@@ -60,7 +67,7 @@ class Node:
     def ready(self) -> None:
         self.step(replace(FACTS, **NOTHING_PUT_UP))
         self.step(FACTS)
-        assert self.step(self.answered(released=True)) == "ready"
+        assert self.step(self.answered(released=True, processes=0)) == "ready"
 
 
 def said(node: Node) -> tuple[str, str, str | None, Ask | None]:
@@ -74,8 +81,14 @@ def test_from_the_wish_to_ready() -> None:
     watch, release = Ask(uid=node.uid, do="watch"), Ask(uid=node.uid, do="release")
     by = " Maintenance by ann: fan swap"
     assert said(node) == ("Announced", f"0 of 8 devices are announced.{by}", "None", watch)
-    node.step(replace(FACTS, fenced=0))
-    assert said(node) == ("Announced", f"0 of 8 devices are kept from new work.{by}", "NoSchedule", watch)
+    node.step(replace(FACTS, fenced=0, confirmed=0))
+    assert said(node) == ("WaitingForTaints", f"0 of 8 devices are kept from new work.{by}", "NoSchedule", watch)
+    node.step(replace(FACTS, confirmed=1))
+    text = (
+        "Kubernetes confirms the taints of 1 of 8 devices; if that stays so, cordon the node, and check the feature "
+        "gate DRADeviceTaintRules."
+    )
+    assert said(node) == ("WaitingForTaints", text + by, "NoSchedule", watch)
     held = replace(FACTS, holders=("claim t/a (pods a-0)",))
     node.step(held)
     assert said(node) == ("WaitingForClaims", f"Held by claim t/a (pods a-0).{by}", "NoSchedule", watch)
@@ -86,7 +99,7 @@ def test_from_the_wish_to_ready() -> None:
     assert said(node)[:2] == ("WaitingForProcesses", f"Processes that use its GPUs: 2.{by}")
     node.step(node.answered(processes=0))
     assert said(node)[:2] == ("WaitingForAgent", f"The node's agent has not let NVML go yet.{by}")
-    node.step(node.answered(released=True))
+    node.step(node.answered(released=True, processes=0))
     text = "No claim holds its GPUs and the agent has let NVML go: it can go offline."
     assert said(node) == ("Ready", text + by, "NoSchedule", release)
 
@@ -120,7 +133,7 @@ def test_without_an_agent_it_is_not_ready(facts: NodeFacts, text: str) -> None:
 def test_a_node_that_is_ready_may_go_off_and_come_back() -> None:
     node = Node()
     node.ready()
-    off = replace(node.answered(released=True), stale=True, published=False, gpus=0, devices=0, announced=0, fenced=0)
+    off = replace(node.answered(released=True), stale=True, published=False, gpus=0, devices=0)
     assert node.step(off, 600) == "ready"
     booted = node.answered(replace(FACTS, boot_id="b2"), released=True)
     assert node.step(booted, 600) == "ready"
@@ -133,8 +146,10 @@ def test_a_node_that_is_ready_may_go_off_and_come_back() -> None:
 def test_a_board_put_in_meanwhile_is_fenced_at_once() -> None:
     node = Node()
     node.ready()
-    assert node.step(replace(node.answered(released=True), announced=7, fenced=7)) == "ready"
-    assert said(node)[2] == "NoSchedule"
+    release = said(node)[3]
+    assert node.step(replace(node.answered(released=True), announced=7, fenced=7, confirmed=7)) == "waiting_for_taints"
+    assert said(node)[2:] == ("NoSchedule", release)  # NVML stays let go: somebody is at work
+    assert node.step(node.answered(released=True, processes=0)) == "ready"
 
 
 def test_a_deadline_that_passes_is_said_and_it_goes_on() -> None:
@@ -166,15 +181,126 @@ def test_a_deadline_that_is_no_time_is_said() -> None:
 
 def test_where_no_taint_may_be_written_it_goes_on_and_says_so() -> None:
     node = Node()
-    unfenced = "No taint keeps new work away (the mode is observe): cordon the node."
+    unfenced = "No taint is put up (the mode is observe)."
     facts = replace(FACTS, highest=None, unfenced=unfenced, **NOTHING_PUT_UP)
+    assert node.step(facts) == "waiting_for_taints"
+    assert said(node)[1:3] == (f"{unfenced} Cordon the node. Maintenance by ann: fan swap", None)
+    facts = replace(facts, cordoned=True)
     assert node.step(facts) == "waiting_for_agent"
-    assert said(node)[2] is None
     assert unfenced in said(node)[1]
     assert node.step(node.answered(facts, released=True)) == "ready"
     assert node.step(replace(facts, request=None)) == "verifying"
-    assert node.step(replace(facts, request=None, heard_wall=node.now + 1), 1) == "verifying"
-    assert node.step(replace(facts, request=None, heard_wall=node.now + 601), 600) == ""
+    assert node.step(replace(facts, request=None, renewed_wall=node.now + 1), 1) == "verifying"
+    assert node.step(replace(facts, request=None, renewed_wall=node.now + 601), 600) == ""
+
+
+def test_a_taint_of_the_node_or_a_cordon_serves_where_device_taints_do_not() -> None:
+    for more, phase in [
+        ({}, "waiting_for_taints"), ({"node_tainted": True}, "waiting_for_agent"), ({"cordoned": True}, "waiting_for_agent"),
+    ]:  # fmt: skip
+        node = Node()
+        facts = replace(FACTS, highest=None, unfenced="Its devices are not tainted (why).", taints_node=True, **more)
+        assert node.step(facts) == phase
+        assert ("The Node does not carry the taint" in said(node)[1]) == (not more)
+        mixed = replace(FACTS, taints_node=True, **more)  # slices publish some, a device plugin gives out the others
+        assert Node().step(mixed) == phase
+    assert Node().step(replace(FACTS, confirmed=0, cordoned=True)) == "waiting_for_agent"
+
+
+def test_ready_falls_with_the_taints() -> None:
+    node = Node()
+    node.ready()
+    assert node.step(replace(node.answered(released=True, processes=0), announced=8, fenced=0)) == "waiting_for_taints"
+    off = replace(node.answered(released=True), stale=True, published=False, devices=0, fenced=0)
+    assert node.step(off) == "waiting_for_taints"
+
+
+def test_it_is_not_ready_while_slices_are_away() -> None:
+    node = Node()
+    node.step(FACTS)
+    assert node.step(replace(node.answered(released=True, processes=0), published=False)) == "waiting_for_claims"
+    assert said(node)[1].startswith("Not all of its devices are published: whether a claim holds one is not known.")
+
+
+def test_an_agent_that_this_leader_has_not_heard_itself_may_be_dead() -> None:
+    node = Node()
+    node.step(FACTS)
+    assert node.step(replace(node.answered(released=True, processes=0), renewed_wall=0.0)) == "waiting_for_agent"
+
+
+def test_nvml_that_was_let_go_while_processes_ran_or_were_not_counted() -> None:
+    node = Node()
+    node.step(FACTS)
+    assert node.step(node.answered(released=True, processes=3)) == "waiting_for_processes"
+    assert node.step(node.answered(released=True)) == "ready"
+    assert "Its processes could not be counted: look on the node whether one uses a GPU." in said(node)[1]
+
+
+def test_a_node_without_gpus_takes_no_place_and_no_taint() -> None:
+    bare = replace(FACTS, node="cpu", no_gpus=True, gpus=0, known_gpus=0, devices=0, **NOTHING_PUT_UP)
+    found = step([bare, replace(FACTS, node="n1", **NOTHING_PUT_UP)], {}, MaintenancePolicy(), fleet=1, groups={},
+                 now_wall=START)  # fmt: skip
+    assert found.states.keys() == found.nodes == {"n1"}
+    status = found.statuses["cpu"]
+    assert (status.reason, status.effect, status.kept_free, status.ask) == ("NoGpus", None, False, None)
+    assert status.message.startswith("Neither slices nor its capacity nor an agent tell of a GPU on this node")
+
+
+# --- what was remembered ---
+
+
+def test_what_another_version_remembered_is_not_taken_up() -> None:
+    assert legible(Maintained(uid="a", phase="draining", started_wall=1.0), START) is None
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.builds(
+            Maintained, uid=st.text(max_size=3), phase=st.sampled_from([phase.value for phase in Phase] + ["draining"]),
+            started_wall=st.floats(allow_nan=False), ended_wall=st.floats(allow_nan=False),
+            quiet_wall=st.floats(allow_nan=False), gpus=st.integers(-9, 99), touched=st.booleans(),
+            boot_id=st.text(max_size=3), unverified=st.text(max_size=3), let_go=st.booleans(),
+        ),
+        min_size=1, max_size=3,
+    ),
+    st.one_of(st.none(), st.text(max_size=40), st.datetimes().map(lambda when: f"{when.isoformat()}Z"),
+              st.sampled_from(["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"])),
+    st.booleans(), st.booleans(), st.floats(allow_nan=False),
+)  # fmt: skip
+def test_whatever_annotations_and_memory_say_a_step_is_decided(
+    states: list[Maintained], deadline: str | None, wanted: bool, stale: bool, heard_wall: float
+) -> None:
+    notes = NodeNotes(maintenance="x" if wanted else None, maintenance_deadline=deadline)
+    request = request_of(make(KubeNode, metadata=msgspec.to_builtins(NodeMeta(name="n0", annotations=notes))))
+    assert request is None or request.deadline_wall is None or 0 <= request.deadline_wall <= LATEST_WALL
+    known = {f"n{number}": state for number, each in enumerate(states) if (state := legible(each, START)) is not None}
+    facts = [
+        replace(FACTS, node=f"n{number}", request=request, stale=stale, renewed_wall=min(heard_wall, START))
+        for number in range(3)
+    ]
+    found = step(facts, known, MaintenancePolicy(), fleet=100, groups={}, now_wall=START)
+    for status in found.statuses.values():
+        assert status.phase is not Phase.READY
+        assert status.started_wall is None or 0 <= status.started_wall <= START
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("9999-12-31T23:59:59-12:00", "is not between 1970 and 2100, and is not kept."),
+        ("0001-01-01T00:00:00+14:00", "is not between 1970 and 2100, and is not kept."),
+        ("tomorrow", "is no RFC 3339 time such as 2026-11-21T18:00:00Z, and is not kept."),
+        ("2026-11-21T18:00:00Z", ""),
+    ],
+)
+def test_deadlines_that_are_none(text: str, problem: str) -> None:
+    node = make(KubeNode, metadata={
+        "name": "n1", "annotations": {"claimscope.io/maintenance": "x", "claimscope.io/maintenance-deadline": text},
+    })  # fmt: skip
+    request = request_of(node)
+    assert request is not None
+    assert request.deadline_problem == (f"The deadline `{text}` {problem}" if problem else "")
 
 
 # --- budget ---
@@ -241,13 +367,13 @@ def test_verified_when_it_has_been_quiet_for_long_enough() -> None:
     node.ready()
     assert node.step(node.answered(BACK, released=True)) == "verifying"
     assert said(node)[1] == "The node's agent has not been heard of since the maintenance ended."
-    assert node.step(replace(BACK, heard_wall=START + 10, answer=Answer(uid="x", released=True)), 10) == "verifying"
+    assert node.step(replace(BACK, renewed_wall=START + 10, answer=Answer(uid="x", released=True)), 10) == "verifying"
     assert said(node)[1] == "The node's agent has not taken NVML up again."
-    back = replace(BACK, heard_wall=START + 20)
+    back = replace(BACK, renewed_wall=START + 20)
     assert node.step(back, 10) == "verifying"
     assert said(node)[1] == "Nothing is wrong with it; it is given back at 2023-11-14T22:23:40Z if that stays so."
-    assert node.step(replace(back, heard_wall=START + 619), 599) == "verifying"
-    assert node.step(replace(back, heard_wall=START + 620), 1) == "lifting"
+    assert node.step(replace(back, renewed_wall=START + 619), 599) == "verifying"
+    assert node.step(replace(back, renewed_wall=START + 620), 1) == "lifting"
     assert node.step(replace(back, standing=0)) == ""
 
 
@@ -263,7 +389,7 @@ def test_verified_when_it_has_been_quiet_for_long_enough() -> None:
 def test_what_does_not_come_back_fails_after_a_while_and_goes_on_when_it_does(what: dict[str, Any], text: str) -> None:
     node = Node()
     node.ready()
-    back = replace(BACK, heard_wall=START + 1)
+    back = replace(BACK, renewed_wall=START + 1)
     assert node.step(replace(back, **what)) == "verifying"
     assert node.step(replace(back, **what), 599) == "verifying"
     assert node.step(replace(back, **what), 1) == "verify_failed"
@@ -280,14 +406,45 @@ def test_what_does_not_come_back_fails_after_a_while_and_goes_on_when_it_does(wh
 def test_a_swapped_board_is_fine() -> None:
     node = Node()
     node.ready()
-    assert node.step(replace(BACK, heard_wall=START + 1, announced=7, fenced=7, standing=8)) == "verifying"
+    assert node.step(replace(BACK, renewed_wall=START + 1, announced=7, fenced=7, standing=8)) == "verifying"
     assert "Nothing is wrong" in said(node)[1]
+
+
+def test_how_many_gpus_it_had_is_the_most_that_anything_told_and_not_known_if_nothing_did() -> None:
+    node = Node()
+    away = replace(FACTS, published=False, gpus=0, known_gpus=0)
+    node.step(away)
+    node.ready()  # what is published by and by may be less than there was
+    assert node.step(replace(BACK, renewed_wall=START + 1)) == "verify_failed"
+    assert said(node)[1] == (
+        "How many GPUs it had before is not known. `claimscope maintenance finish --without-verification` gives n1 back "
+        "as it is."
+    )
+    node = Node()
+    node.step(replace(away, known_gpus=6))  # the agent sees six
+    node.step(replace(away, known_gpus=8))
+    node.ready()
+    assert node.step(replace(BACK, renewed_wall=START + 1, gpus=6)) == "verifying"
+    assert said(node)[1] == "6 of 8 GPUs are published."
+
+
+def test_a_leader_that_has_not_heard_the_agent_does_not_give_the_node_back() -> None:
+    node = Node()
+    node.ready()
+    node.step(replace(BACK, renewed_wall=START + 1), 1)
+    assert node.step(replace(BACK, renewed_wall=0.0), 600) == "verifying"
+    assert said(node)[1] == "The node's agent has not been heard of yet by the controller that leads now."
+    assert node.step(replace(BACK, renewed_wall=START + 610), 10) == "lifting"  # the quiet was no less quiet
+    node = Node()
+    node.ready()
+    node.step(BACK)
+    assert node.step(replace(BACK, renewed_wall=0.0), 600) == "verify_failed"
 
 
 def test_a_finding_fails_at_once_and_the_taints_stay() -> None:
     node = Node()
     node.ready()
-    back = replace(BACK, heard_wall=START + 1)
+    back = replace(BACK, renewed_wall=START + 1)
     node.step(back)
     assert node.step(replace(back, findings=("GPU-3 (row_remap_pending)",)), 300) == "verify_failed"
     assert said(node)[1].startswith("Findings: GPU-3 (row_remap_pending).")
@@ -342,10 +499,12 @@ def test_taints_without_memory_are_not_just_lifted() -> None:
             "request": st.sampled_from([None, BY_ANN, replace(BY_ANN, deadline_wall=START + 100)]),
             "announced": st.integers(0, 8), "fenced": st.integers(0, 8), "standing": st.integers(0, 8),
             "gpus": st.integers(0, 8), "published": st.booleans(), "stale": st.booleans(),
-            "heard_wall": st.floats(START - 100, START + 2000), "boot_id": st.sampled_from(["", "b1", "b2"]),
+            "renewed_wall": st.one_of(st.just(0.0), st.floats(START - 100, START + 2000)), "boot_id": st.sampled_from(["", "b1", "b2"]),
             "holders": st.sampled_from([(), ("claim t/a",)]), "findings": st.sampled_from([(), ("GPU-0 (lost)",)]),
             "answer": st.sampled_from([None, Answer(uid="?"), Answer(uid="!", released=True)]),
-            "highest": st.sampled_from(["NoSchedule", "None", None]),
+            "highest": st.sampled_from(["NoSchedule", "None", None]), "cordoned": st.booleans(),
+            "node_tainted": st.booleans(), "taints_node": st.booleans(), "confirmed": st.integers(0, 8),
+            "known_gpus": st.integers(0, 8),
         }),
         max_size=12,
     ),
@@ -363,6 +522,8 @@ def test_whatever_happens(changes: list[dict[str, Any]], pauses: list[float]) ->
         phase = node.step(facts, seconds)
         if phase == "ready":
             assert not facts.holders
+            assert facts.cordoned or facts.node_tainted or (facts.highest == "NoSchedule" and facts.fenced >= 8)
+            assert before == "ready" or (facts.published and facts.renewed_wall)
             assert facts.request is not None
             assert before == "ready" or (not facts.stale and facts.answer is not None and facts.answer.released)
         if facts.request is not None:

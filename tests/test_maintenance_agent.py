@@ -74,14 +74,14 @@ def test_nvml_is_let_go_once_no_process_is_left_and_taken_up_afterwards() -> Non
     nvml = FakeNvml()
     responder = Responder(nvml)
     assert look(responder, nvml, None) is None
-    responder.hear("watch a1", 0)
+    responder.hear("watch a1")
     assert look(responder, nvml, 2) == Answer(uid="a1", processes=2)
-    responder.hear("release a1", 0)
+    responder.hear("release a1")
     assert look(responder, nvml, 2) == Answer(uid="a1", processes=2)
     assert look(responder, nvml, 0) == Answer(uid="a1", processes=0)
     assert look(responder, nvml, None) == Answer(uid="a1", released=True)
-    responder.hear("release a1", 0)
-    responder.hear("", 0)
+    responder.hear("release a1")
+    responder.hear("")
     assert nvml.did == ["count True", "count True", "release", "acquire", "count False"]
     assert look(responder, nvml, 0) is None
 
@@ -89,7 +89,7 @@ def test_nvml_is_let_go_once_no_process_is_left_and_taken_up_afterwards() -> Non
 def test_where_processes_cannot_be_counted_nvml_is_let_go_after_a_while() -> None:
     nvml = FakeNvml()
     responder = Responder(nvml)
-    responder.hear("release a1", 0)
+    responder.hear("release a1")
     look(responder, nvml, None, UNTOLD_SECONDS - 1)
     assert not nvml.released
     look(responder, nvml, None, UNTOLD_SECONDS)
@@ -99,7 +99,7 @@ def test_where_processes_cannot_be_counted_nvml_is_let_go_after_a_while() -> Non
 def test_an_agent_that_starts_while_it_is_asked_does_not_take_nvml_up() -> None:
     nvml = FakeNvml()
     responder = Responder(nvml)
-    responder.hear("release a1", 0)
+    responder.hear("release a1")
     responder.begin()
     assert nvml.did == ["count True", "release"]
 
@@ -107,13 +107,13 @@ def test_an_agent_that_starts_while_it_is_asked_does_not_take_nvml_up() -> None:
 def test_what_a_person_let_go_or_took_up_by_hand_is_left_so() -> None:
     nvml = FakeNvml(released=True)
     responder = Responder(nvml)
-    responder.hear("release a1", 0)
+    responder.hear("release a1")
     assert look(responder, nvml, None) == Answer(uid="a1", released=True)
-    responder.hear("", 0)
+    responder.hear("")
     assert "acquire" not in nvml.did
     again = FakeNvml()
     responder = Responder(again)
-    responder.hear("release a1", 0)
+    responder.hear("release a1")
     look(responder, again, 0)
     again.acquire()
     assert look(responder, again, 0) == Answer(uid="a1", processes=0)

@@ -18,7 +18,7 @@ from claimscope.sim.api.kinds import (
     RESOURCE_SLICES,
 )
 from claimscope.taints.model import Mode
-from maintenance_help import NodeAgent, annotate, message
+from maintenance_help import NodeAgent, annotate, confirm, message
 from taints_bench import Bench, finding, serving
 
 ANNOUNCED = {f"gpu-{gpu}": "maintenance None" for gpu in range(8)}
@@ -27,12 +27,13 @@ WITHOUT_RULES = tuple(kind for kind in ALL_KINDS if kind is not DEVICE_TAINT_RUL
 
 
 async def rounds(bench: Bench, agent: NodeAgent, seconds: float, step: float = 10.0) -> None:
-    """Lets time pass: the agent renews its Lease and the leader decides, each `step`."""
+    """Lets time pass: the agent renews its Lease, the cluster confirms taints, the leader decides, each `step`."""
     passed = 0.0
     while passed < seconds:
         bench.clock.advance(step)
         passed += step
         await agent.beat()
+        await confirm(bench)
         await bench.leader.round()
 
 

@@ -21,6 +21,7 @@ from claimscope.taints.reports import FINDINGS_ANNOTATION, Heartbeats, Reports, 
 from inventory_objects import a_device, a_slice, make
 
 SECOND = 10**9
+NOON = 1795262400.0  # 2026-11-21T12:00:00Z
 ENTRY = {
     "uuid": "GPU-1", "rule": "xid_fatal", "severity": "unhealthy", "state": "firing", "since": 1_700_000_000,
     "serial": "S1", "evidence": {"xid": "79"}, "clears": "A GPU reset.", "systemic": True,
@@ -103,20 +104,42 @@ def test_nothing_that_an_agent_writes_raises(text: str) -> None:
 def test_silence_is_counted_from_the_last_change_by_our_own_clock() -> None:
     hearts = Heartbeats()
     assert hearts.silence_seconds("n1", 0) is None
-    hearts.hear("n1", "1999-01-01T00:00:00Z", 5 * SECOND)  # an old clock is a clock
-    hearts.hear("n1", "1999-01-01T00:00:00Z", 50 * SECOND)
-    assert hearts.silence_seconds("n1", 65 * SECOND) == 60.0
-    hearts.hear("n1", "1999-01-01T00:01:00Z", 65 * SECOND)
+    hearts.hear("n1", "1999-01-01T00:00:00Z", 5 * SECOND, NOON)
+    hearts.hear("n1", "1999-01-01T00:00:01Z", 50 * SECOND, NOON)  # an old clock is a clock
+    assert hearts.silence_seconds("n1", 65 * SECOND) == 15.0
+    hearts.hear("n1", "1999-01-01T00:01:00Z", 65 * SECOND, NOON)
     assert hearts.silence_seconds("n1", 66 * SECOND) == 1.0
     hearts.forget("n1")
     assert hearts.silence_seconds("n1", 67 * SECOND) is None
+
+
+@pytest.mark.parametrize(
+    ("renewed", "silence"),
+    [
+        ("2026-11-21T12:00:00Z", 0.0), ("2026-11-21T11:59:30Z", 30.0), ("2026-11-21T11:00:00Z", 3600.0),
+        ("2026-11-21T12:05:00Z", 0.0),  # a clock that is ahead
+    ],
+)  # fmt: skip
+def test_who_is_seen_for_the_first_time_was_heard_when_the_lease_says(renewed: str, silence: float) -> None:
+    hearts = Heartbeats()
+    hearts.hear("n1", renewed, 5000 * SECOND, NOON)
+    assert hearts.silence_seconds("n1", 5000 * SECOND) == silence
+
+
+def test_nobody_is_told_of_a_silence_that_is_seen_for_the_first_time() -> None:
+    hearts = Heartbeats()
+    hearts.hear("n1", "2026-11-21T11:00:00Z", 5000 * SECOND, NOON)
+    assert [hearts.unheard("n1", at * SECOND, 120.0) for at in (5000, 5120, 5121)] == [True, True, False]
+    hearts.hear("n1", "2026-11-21T11:01:00Z", 5001 * SECOND, NOON + 1)
+    assert hearts.unheard("n1", 5001 * SECOND, 120.0) is False
+    assert hearts.silence_seconds("n1", 5001 * SECOND) == 0.0
 
 
 def by_node(reports: Reports, cluster: Cluster, now_ns: int) -> dict[str, NodeReport]:
     inventory = Inventory()
     inventory.follow(cluster)
     return reports.by_node(
-        cluster.nodes, inventory, group_label="model", stale_seconds=120, now_ns=now_ns, now_wall=1000.0
+        cluster.nodes, inventory, group_label="model", stale_seconds=120, now_ns=now_ns, now_wall=NOON
     )
 
 
@@ -134,10 +157,10 @@ def a_small_cluster() -> Cluster:
 
 def test_every_node_with_an_agent_or_gpus_has_a_report() -> None:
     reports, cluster = Reports(), a_small_cluster()
-    reports.follow([a_lease("n1", "T1", {"boot_id": "B1", "findings": [ENTRY]})], 10 * SECOND)
+    reports.follow([a_lease("n1", "2026-11-21T11:59:59Z", {"boot_id": "B1", "findings": [ENTRY]})], 10 * SECOND, NOON)
     assert by_node(reports, cluster, 11 * SECOND) == {
         "n1": NodeReport(
-            node="n1", node_uid="u1", group="h100", heard_wall=999.0, stale=False, findings=(FINDING,)
+            node="n1", node_uid="u1", group="h100", heard_wall=NOON - 2, stale=False, findings=(FINDING,)
         ),
         "n2": NodeReport(
             node="n2", node_uid="u2", group="", heard_wall=0.0, stale=True, cordoned=True, devices=2, partial=True,
@@ -145,23 +168,23 @@ def test_every_node_with_an_agent_or_gpus_has_a_report() -> None:
         ),
     }
     assert by_node(reports, cluster, 131 * SECOND)["n1"].stale is True
-    reports.follow([], 140 * SECOND)
+    reports.follow([], 140 * SECOND, NOON)
     assert list(by_node(reports, cluster, 141 * SECOND)) == ["n2"]
 
 
 def test_of_two_leases_for_one_node_the_one_renewed_last_is_believed() -> None:
     reports, cluster = Reports(), a_small_cluster()
-    reports.follow([a_lease("n1", "2026-01-02", [], name="b"), a_lease("n1", "2026-01-01", [ENTRY], name="a")], 0)
+    reports.follow([a_lease("n1", "2026-01-02", [], name="b"), a_lease("n1", "2026-01-01", [ENTRY], name="a")], 0, NOON)
     assert by_node(reports, cluster, 0)["n1"].findings == ()
 
 
 def test_a_malformed_lease_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     reports = Reports()
     with caplog.at_level(logging.WARNING, logger="claimscope.taints.reports"):
-        reports.follow([a_lease("n1", "T1", "{")], 0)
-        reports.follow([a_lease("n1", "T2", "{")], SECOND)
-        reports.follow([a_lease("n1", "T3", "{ ")], 2 * SECOND)
+        reports.follow([a_lease("n1", "T1", "{")], 0, NOON)
+        reports.follow([a_lease("n1", "T2", "{")], SECOND, NOON)
+        reports.follow([a_lease("n1", "T3", "{ ")], 2 * SECOND, NOON)
     assert len(caplog.records) == 1
     assert reports.skipped_total == 2  # the third one has another text
-    reports.follow([a_lease("n1", "T4", [])], 3 * SECOND)
+    reports.follow([a_lease("n1", "T4", [])], 3 * SECOND, NOON)
     assert by_node(reports, a_small_cluster(), 3 * SECOND)["n1"].partial is False

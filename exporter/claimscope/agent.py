@@ -44,7 +44,7 @@ from claimscope.nvml.control import ControlError, ControlServer
 from claimscope.nvml.supervisor import Supervisor
 from claimscope.nvml.wire import Settings
 from claimscope.sim.node import SimulatedNode
-from claimscope.taints.maintenance_ask import ANSWER, ASK, Responder
+from claimscope.taints.maintenance_ask import ANSWER, ASK, Responder, read_answer
 from claimscope.web.application import ListenError, make_application, start_site
 from claimscope.yamlfile import ConfigError
 
@@ -359,19 +359,19 @@ class _Maintenance:
     responder: Responder
     known: asyncio.Event  # what is asked at the start
 
-    async def begin(self, lease: HeartbeatLease, clock: Clock) -> None:
-        """Looks for it once, before NVML is taken up."""
+    async def begin(self, lease: HeartbeatLease) -> None:
+        """Looks for it once, before NVML is taken up, and for what this agent said before it was restarted."""
         with contextlib.suppress(ApiError, TimeoutError):  # the first write meets the same, and says so
             async with asyncio.timeout(ASKED_SECONDS):
                 await lease.look()
-        self.responder.hear(lease.asked, clock.monotonic_ns())
-        self.responder.begin()
+        self.responder.hear(lease.asked)
+        self.responder.begin(read_answer(lease.note(ANSWER)))
         self.known.set()
 
     def look(self, lease: HeartbeatLease, node: Node) -> dict[str, str]:
         """Does what is asked; answers the annotation that says how far it is."""
         now_ns = node.clock.monotonic_ns()
-        self.responder.hear(lease.asked, now_ns)
+        self.responder.hear(lease.asked)
         text = self.responder.look(processes=node.process_count(), released=node.released, now_ns=now_ns)
         return {} if text is None else {ANSWER: text}
 
@@ -399,7 +399,7 @@ async def _beat(
     node.heartbeat = lease
     work: list[asyncio.Task[None]] = []
     try:
-        await maintenance.begin(lease, node.clock)
+        await maintenance.begin(lease)
         while True:
             snapshot = node.snapshot
             if snapshot is not None and snapshot.inventory is not None:

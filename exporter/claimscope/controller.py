@@ -50,7 +50,7 @@ NEWS_SECONDS = 0.1  # the shortest pause
 STALE_SECONDS = 420.0  # a watch is ended by the server after 300 s at the latest, and is heard of then
 PATIENCE_SECONDS = 60.0  # after which a required kind that fails again and again keeps the others no longer
 READ_ONCE_SECONDS = 120.0
-FENCING_NEEDS = ("leases", "resourceslices", "resourceclaims")  # read, and heard of now
+FENCING_NEEDS = ("leases", "resourceslices")  # read, and heard of now
 FENCING_READS = ("devicetaintrules", "nodes")  # likewise, once they could be read
 
 
@@ -133,6 +133,10 @@ class _Leadership:
 
     def can_fence(self) -> bool:
         """True while everything that fencing decides on is known as it is now."""
+        return self.can_lift() and self.statuses["resourceclaims"].up
+
+    def can_lift(self) -> bool:
+        """True while everything is known that says which fences are over: claims are no part of that."""
         return (
             self.complete
             and all(self.statuses[name].up for name in FENCING_NEEDS)
@@ -245,17 +249,20 @@ class _Controller:
             kinds=kinds,
             statuses={kind.name: WatchStatus(name=kind.name) for kind in kinds},
             began_ns=self.clock.monotonic_ns(),
-            fencing=self._fencing(engine.cluster, since, lambda: made.can_fence()),
+            fencing=self._fencing(engine.cluster, since, lambda: made.can_fence(), lambda: made.can_lift()),
         )
         return made
 
-    def _fencing(self, cluster: Cluster, since_wall: float, readable: Callable[[], bool]) -> Fencing:
+    def _fencing(
+        self, cluster: Cluster, since_wall: float, readable: Callable[[], bool], liftable: Callable[[], bool]
+    ) -> Fencing:
         config = self.config
         makes = config.leader_election == "off"
         return Fencing(
             self.api, self.clock, cluster, self.policies,
             Notebook(self.api, config.namespace, config.lease_name, makes=makes),
-            identity=config.identity, leads=self._leads, readable=readable, count_since_wall=since_wall,
+            identity=config.identity, leads=self._leads, readable=readable, liftable=liftable,
+            count_since_wall=since_wall,
         )
 
     async def _follow(self, kind: WatchedKind, leadership: _Leadership) -> None:

@@ -68,6 +68,14 @@ def devices_annotation(entries: Iterable[DevicesEntry]) -> str:
     return msgspec.json.encode(sorted(entries, key=msgspec.json.encode)).decode()
 
 
+def devices_of(text: str) -> list[DevicesEntry] | None:
+    """What an annotation says; None where it cannot be read."""
+    try:
+        return _ENTRIES.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+
+
 class Drift:
     """Keeps what was read of each Lease and pool, and says once which annotation cannot be read."""
 

@@ -409,7 +409,7 @@ class HeartbeatLease:
         self._identity = identity
         self._keeps = keeps
         self._asks = asks
-        self._asked = ""
+        self._notes: Mapping[str, str] = {}
         self._asked_seconds = asked_seconds
         self._labels = {COMPONENT_LABEL: "agent", **labels}
         self._clock = clock
@@ -438,7 +438,11 @@ class HeartbeatLease:
     @property
     def asked(self) -> str:
         """What is asked of this agent, as it was last read; "" for nothing."""
-        return self._asked
+        return self.note(self._asks)
+
+    def note(self, name: str) -> str:
+        """An annotation as it was last read or written; "" where there is none."""
+        return self._notes.get(name, "")
 
     async def look(self) -> None:
         """Reads what there is before anything is written. Raises ApiError."""
@@ -490,8 +494,7 @@ class HeartbeatLease:
 
     def _saw(self, found: _Found | None) -> None:
         self._found = found
-        notes = {} if found is None else found.lease.metadata.annotations or {}
-        self._asked = notes.get(self._asks, "")
+        self._notes = {} if found is None else found.lease.metadata.annotations or {}
 
     async def _put(self, found: _Found | None) -> _Found:
         before = found.raw["metadata"] if found is not None else {}

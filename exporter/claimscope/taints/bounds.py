@@ -62,7 +62,7 @@ class Bounds:
         self._ledger = Ledger(
             inputs.policy, inputs.reports, inputs.inventory,
             blocked={**{site.gpu: site.node for site in elsewhere if site is not None}, **blocked},
-            maintenance=inputs.maintenance,
+            maintenance=inputs.maintenance, closed=inputs.closed_nodes,
         )  # fmt: skip
         self._breaker = budget.step(
             memory.breaker, inputs.policy.breaker, demand=self._waiting(demands), fleet=self._ledger.fleet,

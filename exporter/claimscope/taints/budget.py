@@ -42,9 +42,11 @@ class Ledger:
 
     def __init__(
         self, policy: Policy, reports: Mapping[str, NodeReport], inventory: Inventory, *, blocked: Mapping[str, str],
-        maintenance: frozenset[str],
+        maintenance: frozenset[str], closed: frozenset[str] = frozenset(),
     ) -> None:
-        """`blocked` has the GPUs that any taint keeps work from, and their nodes; cordons are added here."""
+        """`blocked` has the GPUs that any taint of theirs keeps work from, and their nodes; here are added those of
+        nodes that are cordoned or `closed` otherwise.
+        """
         self._policy = policy
         self._maintenance = maintenance
         self._blocked: dict[str, str] = {gpu: node for gpu, node in blocked.items() if node not in maintenance}
@@ -57,7 +59,7 @@ class Ledger:
             self._groups[node] = report.group
             self._totals[node] = report.devices
             self._group_totals[report.group] += report.devices
-            if report.cordoned:
+            if report.cordoned or node in closed:
                 self._blocked.update(dict.fromkeys(gpus_of(report, inventory), node))
         self.fleet = sum(self._totals.values()) if inventory.known else 0
         self._by_node = Counter(self._blocked.values())
@@ -115,7 +117,7 @@ class Rate:
         self._seconds = policy.rate.seconds
         self.limit = max(policy.rate.least, math.floor(fleet * policy.rate.share + 1e-9))
         if breaker.state == HALF_OPEN:
-            self.limit = max(1, self.limit // 4)
+            self.limit = max(min(1, self.limit), self.limit // 4)
 
     @property
     def used(self) -> int:

@@ -53,6 +53,14 @@ def wanted(report: NodeReport, present: Iterable[str]) -> tuple[NodeCondition, .
     return tuple(_condition(kind, findings, stale=report.stale) for kind, findings in found.items())
 
 
+def kept(present: Mapping[str, Condition]) -> tuple[NodeCondition, ...]:
+    """What a Node's conditions about health say already."""
+    return tuple(
+        NodeCondition(type=kind, status=each.status, reason=each.reason, message=each.message)
+        for kind, each in present.items() if kind in HEALTH_TYPES
+    )  # fmt: skip
+
+
 def _condition(kind: str, findings: Sequence[ReportedFinding], *, stale: bool) -> NodeCondition:
     if stale:
         last = f" It said last: {_summary(findings)}" if findings else ""

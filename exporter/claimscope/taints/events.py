@@ -1,8 +1,9 @@
 """Which transitions are told as Events, on the Node and on the pods that hold the device?
 
 An Event is for people who run `kubectl describe`: it says what changed and why, once. The same news about the same
-device is not told again for ten minutes, and all together are held to a rate, so that a sick fleet does not drown the
-API server; what is left out is counted, and the metrics still tell it.
+device is not told again for ten minutes, those about one object and all together are held to a rate each, so that
+neither a sick fleet drowns the API server nor one node all others; what is left out is counted, and the metrics still
+tell it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ NODE_EVENTS_NAMESPACE: Final = "default"  # where kubelets and kubectl keep Even
 AGAIN_SECONDS: Final = 600.0
 BURST: Final = 50
 PER_SECOND: Final = 1.0
+BURST_OF_ONE: Final = 20  # about one object
+PER_SECOND_OF_ONE: Final = 1 / 60
 _REMEMBERED: Final = 5000
 _MESSAGE_BYTES: Final = 1000
 
@@ -91,6 +94,20 @@ def of_silence(about: About, days: int) -> Note:
     return Note(about=about, reason="GPUUnmonitored", message=text, subject=str(days))
 
 
+@dataclass(slots=True, kw_only=True)
+class _Bucket:
+    """What one rate allows at a time."""
+
+    burst: float
+    per_second: float
+    tokens: float
+    filled_wall: float
+
+    def fill(self, wall: float) -> None:
+        self.tokens += max(wall - self.filled_wall, 0.0) * self.per_second
+        self.tokens, self.filled_wall = min(self.tokens, self.burst), wall
+
+
 @dataclass(slots=True)
 class Announcer:
     """Sends Events, not the same one again and not too many at once. Times are Unix seconds."""
@@ -100,8 +117,7 @@ class Announcer:
     component: str = COMPONENT
     dropped: int = 0
     _told: OrderedDict[tuple[About, str, str], float] = field(default_factory=OrderedDict)
-    _tokens: float = BURST
-    _filled_wall: float | None = None
+    _buckets: OrderedDict[About | None, _Bucket] = field(default_factory=OrderedDict)  # None: all together
 
     def due(self, note: Note, wall: float) -> bool:
         """Whether a note is sent now; asking takes from the rate."""
@@ -109,17 +125,29 @@ class Announcer:
         told = self._told.get(key)
         if told is not None and 0 <= wall - told < AGAIN_SECONDS:
             return False
-        elapsed = 0.0 if self._filled_wall is None else max(wall - self._filled_wall, 0.0)
-        self._tokens, self._filled_wall = min(self._tokens + elapsed * PER_SECOND, BURST), wall
-        if self._tokens < 1:
+        rates = (self._bucket(note.about, wall, BURST_OF_ONE, PER_SECOND_OF_ONE),
+                 self._bucket(None, wall, BURST, PER_SECOND))  # fmt: skip
+        if any(each.tokens < 1 for each in rates):
             self.dropped += 1
             return False
-        self._tokens -= 1
+        for each in rates:
+            each.tokens -= 1
         self._told[key] = wall
         self._told.move_to_end(key)
         while len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)
         return True
+
+    def _bucket(self, about: About | None, wall: float, burst: float, per_second: float) -> _Bucket:
+        found = self._buckets.get(about)
+        if found is None:
+            found = _Bucket(burst=burst, per_second=per_second, tokens=burst, filled_wall=wall)
+            self._buckets[about] = found
+        found.fill(wall)
+        self._buckets.move_to_end(about)
+        while len(self._buckets) > _REMEMBERED:
+            self._buckets.popitem(last=False)
+        return found
 
     async def send(self, note: Note, wall: float) -> None:
         """Sends one. Raises ApiError."""

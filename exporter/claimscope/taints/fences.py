@@ -129,7 +129,7 @@ def standing(rule: DeviceTaintRule) -> Fence | None:
         name=metadata.name, device=device, key=spec.taint.key, value=spec.taint.value, effect=spec.taint.effect,
         uuid=annotations.get(UUID, ""), node=annotations.get(NODE, ""), node_uid=owners[0].uid if owners else "",
         severity=severity, annotations=annotations, created_wall=unix_seconds(metadata.creation_timestamp),
-        eviction=_eviction(rule),
+        eviction=_eviction(rule), going=metadata.deletion_timestamp is not None,
     )  # fmt: skip
     edited = not all(device) or not fence.uuid or not fence.node or annotations.get(SPEC_HASH) != spec_hash(fence)
     return dataclasses.replace(fence, edited=edited)

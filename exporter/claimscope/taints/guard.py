@@ -7,14 +7,15 @@ So the API server's version stands for both, and what cannot be read is taken fo
 
     served        version                     highest mode
     nothing       any                         observe
-    v1 or v1beta2 1.36.0-1.36.2, or older     observe
+    v1 or v1beta2 1.36.0-1.36.2, or older     observe; 1.37 alpha and beta too
     v1beta2       cannot be read              observe: it may be one of these
     v1            cannot be read              announce
     v1 or v1beta2 1.36.3 and newer            enforce
     v1alpha3      1.35                        enforce, by opt-in
 
-While a cluster is upgraded, its API server may be at 1.37 and its scheduler still at 1.36.2. That cannot be seen from
-here: pause (`claimscope taints pause`) and lift before such an upgrade, or upgrade to 1.36.3 first.
+While a cluster is upgraded, its API server may be at 1.36.3 or 1.37 and its scheduler still at 1.36.2. That cannot be
+seen from here, so a server that was one of those releases is trusted only after 30 minutes in which it was none. A
+control plane that takes longer needs a pause (`claimscope taints pause`) meanwhile.
 v1alpha3 is written only in 1.35, and only by opt-in (`alpha_api` of the policy): older schedulers know neither effect
 None nor status, newer ones read v1beta2.
 """
@@ -34,8 +35,11 @@ RULE_VERSIONS: Final = ("v1", "v1beta2", ALPHA)
 RULES: Final = "devicetaintrules"
 UPSTREAM_ISSUE: Final = "https://github.com/kubernetes/kubernetes/issues/139651"
 
-_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(-(?:alpha|beta|rc)\.)?")
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:-(alpha|beta|rc)\.)?")
 _FIXED: Final = (1, 36, 3)
+_BRANCHED: Final = (1, 37, 0)  # its alphas and betas may have been cut before the fix, too
+_BUG: Final = "scheduler_bug"
+SETTLES_SECONDS: Final = 1800.0
 _RANK: Final = {Mode.OBSERVE: 0, Mode.ANNOUNCE: 1, Mode.ENFORCE: 2}
 
 
@@ -51,7 +55,12 @@ class Allowed:
     @property
     def lifts(self) -> bool:
         """Whether rules of ours that stand are taken away: they do harm, or nobody wants them in this version."""
-        return self.reason in ("scheduler_bug", "alpha_api")
+        return self.reason in (_BUG, "alpha_api")
+
+    @property
+    def harms(self) -> bool:
+        """Whether this release's scheduler exits over rules."""
+        return self.reason == _BUG
 
     def lowers(self, wanted: Mode) -> bool:
         """True where the configured mode is not allowed."""
@@ -78,9 +87,10 @@ def allowed(git_version: str | None, served: str | None, *, alpha: bool = False)
     if number is None:
         return _unreadable(git_version, served)
     # A release candidate of the fixed release may have been cut before the fix.
-    if number < _FIXED or (number == _FIXED and before_release):
+    early = (number == _FIXED and before_release) or (number == _BRANCHED and before_release in ("alpha", "beta"))
+    if number < _FIXED or early:
         return Allowed(
-            mode=Mode.OBSERVE, version=served, reason="scheduler_bug",
+            mode=Mode.OBSERVE, version=served, reason=_BUG,
             text=f"kube-scheduler of Kubernetes {git_version} exits while any DeviceTaintRule exists, so none is "
             f"written ({UPSTREAM_ISSUE}); upgrade to 1.36.3 or newer",
         )
@@ -111,12 +121,23 @@ def _unreadable(git_version: str | None, served: str) -> Allowed:
     )
 
 
-def _parse(git_version: str | None) -> tuple[tuple[int, int, int] | None, bool]:
+def settled(found: Allowed, harmed_wall: float, now_wall: float) -> Allowed:
+    """The same, or what went for the release that the server was until `harmed_wall`: its scheduler may still be it."""
+    if found.harms or found.version is None or found.lifts or not 0 <= now_wall - harmed_wall < SETTLES_SECONDS:
+        return found
+    return Allowed(
+        mode=Mode.OBSERVE, version=found.version, reason=_BUG,
+        text=f"the API server was of a release whose kube-scheduler exits while any DeviceTaintRule exists, and the "
+        f"scheduler may still be ({UPSTREAM_ISSUE}); no device is tainted for {SETTLES_SECONDS / 60:.0f} minutes",
+    )
+
+
+def _parse(git_version: str | None) -> tuple[tuple[int, int, int] | None, str]:
     found = _VERSION.match(git_version or "")
     if found is None:
-        return None, False
+        return None, ""
     major, minor, patch = found[1], found[2], found[3]
-    return (int(major), int(minor), int(patch or 0)), found[4] is not None
+    return (int(major), int(minor), int(patch or 0)), found[4] or ""
 
 
 async def examine(api: ApiClient, *, alpha: bool = False) -> Allowed:

@@ -14,10 +14,10 @@ from claimscope.taints import fences
 from claimscope.taints.fences import blocks, rules_of
 from claimscope.taints.inventory import Inventory
 from claimscope.taints.machines import OnNode, on_node
-from claimscope.taints.model import Fence, Mode, NodeReport
+from claimscope.taints.model import KEY_DOMAIN, Fence, Mode, NodeReport, ReportedFinding
 from claimscope.taints.policy import Override, Pause, Policy, milder
 
-PINNED: Final = "pinned"  # the rule of what a human declared unhealthy
+PINNED: Final = "pinned"  # what a human declared unhealthy has this name in place of a rule's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class Inputs:
     nodes: Mapping[str, str] = field(default_factory=dict)  # name -> uid
     nodes_known: bool = True
     blocked_elsewhere: frozenset[DeviceKey] = frozenset()  # devices that others' taints keep work from
+    closed_nodes: frozenset[str] = frozenset()  # Nodes that others' taints keep work from, or that are not ready
     ceiling: Mode = Mode.ENFORCE  # what the cluster's API allows at most
     ceiling_text: str = ""
     device_taints: bool = True  # devices can be fenced one by one here; else a Node can be tainted
@@ -62,10 +63,17 @@ class Inputs:
                 return each
         return None
 
+    def taints_node(self, group: str) -> bool:
+        """Whether a Node may get a taint for maintenance: a person asked for it, on this very node."""
+        return self.policy.mode_of(group, "") is not Mode.OBSERVE
+
     def mode_of(self, group: str, rule: str) -> Mode:
         """How far a rule goes in a group on this cluster."""
-        wanted = Mode.ENFORCE if rule == PINNED else self.policy.mode_of(group, rule)
-        return milder((wanted, self.ceiling))
+        return milder((self.policy.mode_of(group, rule), self.ceiling))
+
+    def mode_for(self, report: NodeReport, finding: ReportedFinding) -> Mode:
+        """How far a finding goes: what a person declared goes as far as the cluster lets it."""
+        return self.ceiling if finding.pinned else self.mode_of(report.group, finding.rule)
 
 
 def gather(
@@ -87,7 +95,8 @@ def gather(
         nodes={name: node.metadata.uid for name, node in cluster.nodes.items()},
         nodes_known="nodes" in cluster.synced,
         node_taints={name: found for name, node in cluster.nodes.items() if (found := on_node(node)) is not None},
-        blocked_elsewhere=frozenset(_blocked(cluster, others)),
+        blocked_elsewhere=frozenset(_blocked(cluster, (*others, *_edited(cluster, ours)))),
+        closed_nodes=frozenset(_closed(cluster, policy)),
         holders=_holders(cluster, policy, ours.values()),
         maintenance=maintenance, only_node=only_node, overrides=overrides, pauses=pauses,
     )  # fmt: skip
@@ -101,6 +110,23 @@ def _blocked(cluster: Cluster, others: Iterable[DeviceTaintRule]) -> Iterator[De
     for rule in others:
         if blocks(rule.spec.taint.effect):
             yield from devices_of_rule(cluster, rule)
+
+
+def _edited(cluster: Cluster, ours: Mapping[str, Fence]) -> Iterator[DeviceTaintRule]:
+    """Rules of ours that a person changed: they may select more than the one device that they are about."""
+    return (cluster.rules[name] for name, fence in ours.items() if fence.edited and name in cluster.rules)
+
+
+def _closed(cluster: Cluster, policy: Policy) -> Iterator[str]:
+    dedicating = policy.budgets.dedicating_taints
+    for name, node in cluster.nodes.items():
+        if node.spec.taints and any(
+            blocks(taint.effect) and taint.key not in dedicating and not taint.key.startswith(f"{KEY_DOMAIN}/")
+            for taint in node.spec.taints
+        ):
+            yield name
+        elif any(each.type == "Ready" and each.status != "True" for each in node.status.conditions or ()):
+            yield name
 
 
 def _holders(cluster: Cluster, policy: Policy, standing: Iterable[Fence]) -> dict[DeviceKey, int]:

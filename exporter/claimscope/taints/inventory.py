@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.model import DeviceFacts, DeviceKey, Pool, PoolKey
 
+NVIDIA_DRIVER: Final = "gpu.nvidia.com"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One published device with a uuid."""
+    """One published device that is a GPU or a part of one."""
 
     device: DeviceKey
-    uuid: str
+    uuid: str  # of a part that is cut only once it is allocated, and has none until then: its GPU's uuid and its name
     node: str = ""  # "": on no one node
     parent: str = ""  # uuid of the GPU that a MIG device is cut from
     kind: str = ""  # attribute `type`: "gpu", "mig", "vfio"
@@ -28,9 +31,10 @@ class Site:
     def identity(self) -> str:
         """What tells this device from every other one, whatever it is called.
 
-        A GPU may be published a second time under its uuid, as one for virtual machines.
+        A GPU may be published a second time under its uuid, as one for virtual machines or by another driver.
         """
-        return self.uuid if self.kind in ("", "gpu", "mig") else f"{self.uuid}/{self.kind}"
+        by_kind = self.uuid if self.kind in ("", "gpu", "mig") else f"{self.uuid}/{self.kind}"
+        return by_kind if self.device.driver == NVIDIA_DRIVER else f"{by_kind}@{self.device.driver}"
 
 
 class Inventory:
@@ -126,10 +130,9 @@ class Inventory:
 
 
 def _site(facts: DeviceFacts) -> Site | None:
-    uuid, parent, kind = (facts.attribute(name) for name in ("uuid", "parentUUID", "type"))
-    if not isinstance(uuid, str) or not uuid:
-        return None
-    return Site(
-        device=facts.key, uuid=uuid, node=facts.node or "", parent=parent if isinstance(parent, str) else "",
-        kind=kind if isinstance(kind, str) else "",
-    )  # fmt: skip
+    uuid, parent, kind = (
+        found if isinstance(found := facts.attribute(name), str) else "" for name in ("uuid", "parentUUID", "type")
+    )
+    if not uuid and parent:
+        uuid = f"{parent}/{facts.key.device}"
+    return Site(device=facts.key, uuid=uuid, node=facts.node or "", parent=parent, kind=kind) if uuid else None

@@ -8,6 +8,7 @@ from claimscope.health.model import Severity
 from claimscope.taints import fences
 from claimscope.taints.fences import EFFECT_SINCE, FINDING_UUID, blocks, rules_of
 from claimscope.taints.inputs import PINNED, Inputs
+from claimscope.taints.inventory import Site
 from claimscope.taints.memory import Memory
 from claimscope.taints.model import Action, Do, Fence, Mode, NodeReport
 from claimscope.taints.policy import effect_of
@@ -23,10 +24,15 @@ class Lifting:
         self._silence = Silence(inputs.all_overrides(), memory.ignores)
         self.actions: list[Action] = []
         self.kept: list[Fence] = []
+        self.let_go: set[str] = set()  # names of those that are lifted, or were and are not gone yet
 
     def delete(self, fence: Fence, reason: str) -> None:
-        """Lifts."""
-        self.actions.append(Action(do=Do.DELETE, fence=fence, reason=reason))
+        """Lifts; one that waits for somebody's finalizer stands, and is not deleted again."""
+        self.let_go.add(fence.name)
+        if fence.going:
+            self.kept.append(fence)
+        else:
+            self.actions.append(Action(do=Do.DELETE, fence=fence, reason=reason))
 
     def judge(self, fence: Fence) -> None:
         """Keeps, changes or lifts."""
@@ -34,8 +40,7 @@ class Lifting:
         if reason is not None:
             self.delete(fence, reason)
             return
-        fence = self._lowered(self._named(fence))
-        self.kept.append(fence)
+        self.kept.append(fence if fence.going else self._lowered(self._named(fence)))
 
     def _reason_to_lift(self, fence: Fence) -> str | None:
         inputs = self._inputs
@@ -76,16 +81,14 @@ class Lifting:
     def _site_gone(self, fence: Fence) -> bool:
         """Its name means another device now, or all of its pool is published and its uuid is not."""
         inventory = self._inputs.inventory
-        if any(site.uuid == fence.uuid for site in inventory.sites(fence.uuid, fence.node)):
+        if any(_is_about(fence, site) for site in inventory.sites(fence.uuid, fence.node)):
             return False
         there = inventory.at(fence.device)
         return there is not None or inventory.complete(pool_of(fence.device))
 
     def _named(self, fence: Fence) -> Fence:
-        base = fences.base_of(fence.name)
         for site in self._inputs.inventory.sites(fence.uuid, fence.node):
-            wanted_name = fences.base_name(fence.node, site.identity, fence.severity)
-            if wanted_name == base and site.device != fence.device:
+            if _is_about(fence, site) and site.device != fence.device:
                 renamed = moved(fence, site.device)
                 reason = f"{fence.uuid} is {site.device} now, no more {fence.device}"
                 self.actions.append(Action(do=Do.UPDATE, fence=renamed, reason=reason))
@@ -93,10 +96,22 @@ class Lifting:
         return fence
 
     def _lowered(self, fence: Fence) -> Fence:
+        """With no more effect than is allowed now, though its agent be silent."""
         mode = self._mode(fence)
-        if not blocks(fence.effect) or effect_of(mode, fence.severity) != "None":
+        if not blocks(fence.effect):
+            return fence
+        if effect_of(mode, fence.severity) == "None":
+            effect, reason = "None", f"the mode is {mode.value}"
+        elif fence.effect == "NoExecute" and not any(map(self._inputs.policy.evicts, rules_of(fence))):
+            effect, reason = "NoSchedule", "the policy asks for NoExecute no more"
+        else:
             return fence
         annotations = {**fence.annotations, EFFECT_SINCE: f"{self._inputs.now_wall:.0f}"}
-        lowered = fences.sealed(replace(fence, effect="None", annotations=annotations))
-        self.actions.append(Action(do=Do.UPDATE, fence=lowered, reason=f"the mode is {mode.value}"))
+        lowered = fences.sealed(replace(fence, effect=effect, annotations=annotations))
+        self.actions.append(Action(do=Do.UPDATE, fence=lowered, reason=reason))
         return lowered
+
+
+def _is_about(fence: Fence, site: Site) -> bool:
+    """Whether a fence is the one of a device, whatever that is called now."""
+    return fences.base_of(fence.name) == fences.base_name(fence.node, site.identity, fence.severity)

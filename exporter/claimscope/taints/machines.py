@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from claimscope.kube.kinds import IMPLICIT_PREFIX, is_accelerator
-from claimscope.kube.objects import Node
+from claimscope.kube.objects import Node, unix_seconds
 from claimscope.taints.model import KEY_DOMAIN, NodeTaint
 
 # The one record of which taints are ours: entries of spec.taints have no owner. It is written with them, in one patch.
@@ -88,16 +88,21 @@ def _amount(resources: dict[str, str] | None) -> int:
 
 @dataclass(slots=True)
 class Boots:
-    """When each machine booted, as far as this process has seen it."""
+    """When each machine booted: as this process has seen it, or since when its kubelet is as ready as it is."""
 
     _seen: dict[str, tuple[str, int | None]] = field(default_factory=dict)  # node -> boot id, and since when
 
-    def just_now(self, node: Node, now_ns: int) -> bool:
-        """Whether another boot id than before came up within ten minutes; the first one seen tells nothing."""
+    def just_now(self, node: Node, now_ns: int, now_wall: float) -> bool:
+        """Whether another boot id than before came up within ten minutes.
+
+        Of the first one seen nobody knows since when it is: no longer ago than the condition Ready changed last, which
+        it does with each boot. A new leader so does not forget what the one before it saw.
+        """
         name, boot_id = node.metadata.name, node.status.node_info.boot_id
         before = self._seen.get(name)
         if before is None or (boot_id and before[0] != boot_id):
-            before = self._seen[name] = (boot_id, None if before is None or not before[0] else now_ns)
+            since_ns = _ready_since_ns(node, now_ns, now_wall) if before is None or not before[0] else now_ns
+            before = self._seen[name] = (boot_id, since_ns)
         since_ns = before[1]
         return since_ns is not None and now_ns - since_ns < BOOT_SETTLES_SECONDS * 1e9
 
@@ -105,6 +110,15 @@ class Boots:
         """Keeps those nodes alone."""
         for name in [name for name in self._seen if name not in nodes]:
             del self._seen[name]
+
+
+def _ready_since_ns(node: Node, now_ns: int, now_wall: float) -> int | None:
+    """Since when, by our own clock, a Node is ready, or not ready, as it is; None where it does not say."""
+    for condition in node.status.conditions or ():
+        if condition.type == "Ready":
+            wall = unix_seconds(condition.last_transition_time)
+            return None if wall is None else now_ns - round(max(now_wall - wall, 0.0) * 1e9)
+    return None
 
 
 def driver_changes(node: Node, *, booted_just_now: bool) -> str:
@@ -124,10 +138,13 @@ class Machines:
     def __init__(self) -> None:
         self._boots = Boots()
         self._offers: dict[str, tuple[Node, tuple[int, int]]] = {}
+        self._groups: dict[str, tuple[str, str]] = {}  # node -> label, and the group that it named
 
     def follow(self, nodes: Mapping[str, Node]) -> None:
         """Takes all Nodes as they stand now."""
         self._boots.forget(nodes)
+        for name in self._groups.keys() - nodes.keys():
+            del self._groups[name]
         self._offers = {
             name: seen if (seen := self._offers.get(name)) is not None and seen[0] is node
             else (node, plugin_gpus(node))
@@ -143,6 +160,14 @@ class Machines:
         seen = self._offers.get(node)
         return (0, 0) if seen is None else seen[1]
 
-    def driver_changes(self, node: Node, now_ns: int) -> str:
+    def driver_changes(self, node: Node, now_ns: int, now_wall: float) -> str:
         """Why its driver may look as if GPUs were missing."""
-        return driver_changes(node, booted_just_now=self._boots.just_now(node, now_ns))
+        return driver_changes(node, booted_just_now=self._boots.just_now(node, now_ns, now_wall))
+
+    def group(self, node: Node, label: str) -> str:
+        """Its node group; where somebody took the label away, the one that it had, as long as the Node is there."""
+        said = (node.metadata.labels or {}).get(label, "")
+        if said:
+            self._groups[node.metadata.name] = (label, said)
+        known_label, known = self._groups.get(node.metadata.name, ("", ""))
+        return said or (known if known_label == label else "")

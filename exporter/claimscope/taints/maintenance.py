@@ -3,8 +3,8 @@
 One pure function, a step: from what is seen now and what was remembered to what is remembered, fenced, asked of the
 agent, and said. How far a maintenance is follows from what is seen; remembered is only what cannot be seen any more.
 
-    asked for       waiting_for_budget -> announced -> waiting_for_claims -> waiting_for_processes, waiting_for_agent
-                    -> ready
+    asked for       waiting_for_budget -> announced -> waiting_for_taints -> waiting_for_claims
+                    -> waiting_for_processes, waiting_for_agent -> ready
     taken back      verifying, verify_failed -> lifting -> over; at once where nobody can have touched the node yet
 """
 
@@ -27,14 +27,17 @@ from claimscope.taints.policy import MaintenancePolicy
 
 SHOWN_MAX: Final = 5
 _CAN_GO: Final = "No claim holds its GPUs and the agent has let NVML go: it can go offline."
+_NOT_COUNTED: Final = "Its processes could not be counted: look on the node whether one uses a GPU."
 _GIVE_UP_SECONDS: Final = 600.0  # for so long an agent or a device may take to come back before that is a failure
 
 
 class Phase(enum.Enum):
     """How far it is."""
 
+    NO_GPUS = "no_gpus"
     WAITING_FOR_BUDGET = "waiting_for_budget"
     ANNOUNCED = "announced"
+    WAITING_FOR_TAINTS = "waiting_for_taints"
     WAITING_FOR_CLAIMS = "waiting_for_claims"
     WAITING_FOR_PROCESSES = "waiting_for_processes"
     WAITING_FOR_AGENT = "waiting_for_agent"
@@ -51,6 +54,8 @@ class Phase(enum.Enum):
 
 _AFTER: Final = frozenset({Phase.VERIFYING, Phase.VERIFY_FAILED, Phase.LIFTING})
 _RELEASING: Final = frozenset({Phase.WAITING_FOR_PROCESSES, Phase.WAITING_FOR_AGENT, Phase.READY})
+_OUTSIDE: Final = frozenset({Phase.NO_GPUS, Phase.WAITING_FOR_BUDGET, Phase.LIFTING})
+_PHASES: Final = frozenset(phase.value for phase in Phase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +77,24 @@ class NodeFacts:
     group: str = ""
     request: Request | None = None
     unverified: str = ""  # the annotation by which a person gives the node back without verification
-    gpus: int = 0  # boards that are published now
+    no_gpus: bool = False  # nothing tells of any
+    gpus: int = 0  # boards that slices publish, or its device plugin gives out, now
+    known_gpus: int = 0  # the most that anything tells of; 0: how many it has is not known
     published: bool = True  # wholly: what is not there is not there
     boot_id: str = ""
     highest: str | None = "NoSchedule"  # effect that a device's taint may have at most; None: there may be none
-    unfenced: str = ""  # what keeps new work away instead, or that nothing does
+    unfenced: str = ""  # what a person must know of that, where it is not NoSchedule
+    taints_node: bool = False  # taints of devices do not keep all new work away: the Node needs one
+    node_tainted: bool = False  # it stands on the Node
+    cordoned: bool = False
     devices: int = 0  # that a taint of maintenance is for
-    announced: int = 0  # of them that carry one, of any effect
-    fenced: int = 0  # of them that carry one that keeps new work away
+    announced: int = 0  # of them that carry one, of any effect; while none is published, all that stand
+    fenced: int = 0  # of those that keep new work away
+    confirmed: int = 0  # of those of which the cluster says that it honours them
     standing: int = 0  # boards with taints of maintenance, also such that are not published any more
     holders: tuple[str, ...] = ()  # claims that are reserved, and pods with GPUs of a device plugin
     heard_wall: float = 0.0  # 0: no agent was ever heard
+    renewed_wall: float = 0.0  # when this leader saw the agent renew its Lease; 0: not yet
     stale: bool = False
     partial: bool = False  # the agent does not say all that it finds
     answer: Answer | None = None
@@ -121,14 +133,23 @@ class Outcome:
     def nodes(self) -> frozenset[str]:
         """Nodes that no budget counts and on which findings put up nothing new."""
         return frozenset(
-            name for name, each in self.statuses.items()
-            if each.phase not in (Phase.WAITING_FOR_BUDGET, Phase.LIFTING)
-        )  # fmt: skip
+            name for name, each in self.statuses.items() if each.phase not in _OUTSIDE
+        )
 
     @property
     def kept_free(self) -> frozenset[str]:
         """Nodes that should get no new work."""
         return frozenset(name for name, each in self.statuses.items() if each.kept_free)
+
+
+def legible(state: Maintained, now_wall: float) -> Maintained | None:
+    """What was remembered, with no time after now; None where this version does not know the phase."""
+    if state.phase not in _PHASES:
+        return None
+    started, ended, quiet = (
+        min(max(wall, 0.0), now_wall) for wall in (state.started_wall, state.ended_wall, state.quiet_wall)
+    )
+    return msgspec.structs.replace(state, started_wall=started, ended_wall=ended, quiet_wall=quiet)
 
 
 def step(
@@ -140,7 +161,10 @@ def step(
     groups: Mapping[str, str],
     now_wall: float,
 ) -> Outcome:
-    """One look at every node for which maintenance is asked for or was begun. `fleet` counts nodes with GPUs."""
+    """One look at every node for which maintenance is asked for or was begun. `fleet` counts nodes with GPUs.
+
+    What was remembered is `legible`.
+    """
     places = _Places(policy, fleet, [groups.get(node, "") for node in remembered])
     states: dict[str, Maintained] = {}
     statuses: dict[str, Status] = {}
@@ -149,7 +173,7 @@ def step(
         state = _begun(each, remembered.get(each.node), places, now_wall)
         if state is None:
             if each.request is not None:
-                statuses[each.node] = _waiting_for_place(each, each.request, places, now_wall)
+                statuses[each.node] = _not_begun(each, each.request, places, now_wall)
             continue
         if each.request is not None:
             states[each.node], statuses[each.node] = _asked_for(each, each.request, state, now_wall)
@@ -193,7 +217,7 @@ def _begun(facts: NodeFacts, state: Maintained | None, places: _Places, now_wall
         uid=hashlib.sha256(f"{facts.node}/{facts.node_uid}/{now_wall!r}".encode()).hexdigest()[:12],
         phase=begins.value,
         started_wall=now_wall,
-        gpus=max(facts.gpus, facts.standing),
+        gpus=facts.known_gpus,
         boot_id=facts.boot_id,
         unverified=facts.unverified,
     )
@@ -207,13 +231,16 @@ def _begun(facts: NodeFacts, state: Maintained | None, places: _Places, now_wall
             return msgspec.structs.replace(
                 new, phase=Phase.VERIFYING.value, touched=True, ended_wall=now_wall, unverified=""
             )
-    elif facts.request is None or places.refusal(facts.group):
+    elif facts.request is None or facts.no_gpus or places.refusal(facts.group):
         return None
     places.take(facts.group)
     return new
 
 
-def _waiting_for_place(facts: NodeFacts, request: Request, places: _Places, now_wall: float) -> Status:
+def _not_begun(facts: NodeFacts, request: Request, places: _Places, now_wall: float) -> Status:
+    if facts.no_gpus:
+        text = "Neither slices nor its capacity nor an agent tell of a GPU on this node: nothing is done."
+        return _said(facts, request, Phase.NO_GPUS, text, now_wall)
     return _said(facts, request, Phase.WAITING_FOR_BUDGET, places.refusal(facts.group), now_wall)
 
 
@@ -228,13 +255,18 @@ def _asked_for(facts: NodeFacts, request: Request, state: Maintained, now_wall: 
         state,
         phase=phase.value,
         touched=state.touched or releasing or facts.stale or _booted(facts, state),
+        let_go=state.let_go or releasing,
+        # What was not known at the beginning is not learned from what is published by and by.
+        gpus=max(state.gpus, facts.known_gpus) if state.gpus else 0,
     )
-    effect = facts.highest
-    announcing = before is Phase.ANNOUNCED and facts.highest is not None and facts.announced < facts.devices
-    if effect == "NoSchedule" and announcing:
-        effect = "None"
-    status = _said(facts, request, phase, " ".join(filter(None, (text, facts.unfenced))), now_wall)
-    ask = Ask(uid=state.uid, do="release" if releasing else "watch")
+    announcing = phase is Phase.ANNOUNCED
+    effect = "None" if announcing and facts.highest is not None else facts.highest
+    if facts.unfenced not in text:
+        text = f"{text} {facts.unfenced}"
+    status = _said(facts, request, phase, text, now_wall)
+    # NVML that was let go is not taken up again because a taint is missing for a moment: somebody may be at work.
+    release = releasing or (state.let_go and not facts.holders)
+    ask = Ask(uid=state.uid, do="release" if release else "watch")
     return state, replace(status, started_wall=state.started_wall, effect=effect, kept_free=not announcing, ask=ask)
 
 
@@ -265,34 +297,67 @@ def _said(facts: NodeFacts, request: Request, phase: Phase, text: str, now_wall:
 
 
 def _waits_for(facts: NodeFacts, state: Maintained) -> tuple[Phase, str]:
-    standing = facts.fenced if facts.highest == "NoSchedule" else facts.announced
-    if facts.highest is not None and standing < facts.devices:
-        done = "kept from new work" if facts.announced >= facts.devices else "announced"
-        count = facts.fenced if facts.announced >= facts.devices else facts.announced
-        return Phase.ANNOUNCED, f"{count} of {facts.devices} devices are {done}."
+    if Phase(state.phase) is Phase.ANNOUNCED and facts.highest is not None and facts.announced < facts.devices:
+        return Phase.ANNOUNCED, f"{facts.announced} of {facts.devices} devices are announced."
+    if missing := _open_to_work(facts) or _unconfirmed(facts):
+        return Phase.WAITING_FOR_TAINTS, missing
     if facts.holders:
         return Phase.WAITING_FOR_CLAIMS, f"Held by {shown(facts.holders)}."
+    if not facts.published:
+        return Phase.WAITING_FOR_CLAIMS, "Not all of its devices are published: whether a claim holds one is not known."
     if not facts.heard_wall:
         return Phase.WAITING_FOR_AGENT, "No agent of claimscope has been heard of on this node."
     if facts.stale:
         return Phase.WAITING_FOR_AGENT, f"The node's agent has not been heard of since {api_time(facts.heard_wall)}."
+    if not facts.renewed_wall:
+        return Phase.WAITING_FOR_AGENT, "The node's agent has not been heard of yet by the controller that leads now."
     answer = facts.answer
     if answer is None or answer.uid != state.uid:
         return Phase.WAITING_FOR_AGENT, "The node's agent is asked to let NVML go and has not answered yet."
-    if answer.released:
-        return Phase.READY, _CAN_GO
     if answer.processes:
         return Phase.WAITING_FOR_PROCESSES, f"Processes that use its GPUs: {answer.processes}."
-    return Phase.WAITING_FOR_AGENT, "The node's agent has not let NVML go yet."
+    return (Phase.READY, _can_go(answer)) if answer.released else (
+        Phase.WAITING_FOR_AGENT, "The node's agent has not let NVML go yet."
+    )
+
+
+def _can_go(answer: Answer | None) -> str:
+    return _CAN_GO if answer is None or answer.processes is not None else f"{_CAN_GO} {_NOT_COUNTED}"
+
+
+def _open_to_work(facts: NodeFacts) -> str:
+    """Why new work may still come to the node; "" where something keeps it away."""
+    if facts.cordoned or facts.node_tainted:
+        return ""
+    if facts.taints_node:
+        return (
+            "The Node does not carry the taint claimscope.io/maintenance: cordon the node, or let the controller write "
+            "taints of Nodes (rbac-controller-node-taints.yaml)."
+        )
+    if facts.highest != "NoSchedule":
+        return f"{facts.unfenced} Cordon the node."
+    if facts.fenced < facts.devices:
+        return f"{facts.fenced} of {facts.devices} devices are kept from new work."
+    return "" if facts.fenced else "None of its devices is published, and none is kept from new work: cordon the node."
+
+
+def _unconfirmed(facts: NodeFacts) -> str:
+    """Whether nothing but taints of devices keeps new work away, and the cluster says of some nothing."""
+    if facts.cordoned or facts.node_tainted or facts.confirmed >= facts.devices:
+        return ""
+    return (
+        f"Kubernetes confirms the taints of {facts.confirmed} of {facts.devices} devices; if that stays so, cordon the "
+        "node, and check the feature gate DRADeviceTaintRules."
+    )
 
 
 def _ready_still(facts: NodeFacts, state: Maintained) -> tuple[Phase, str]:
     """Once it is ready, an agent that is silent is none that holds NVML: the node may be off."""
-    answer = facts.answer
-    held = answer is not None and answer.uid == state.uid and not answer.released
-    if facts.holders or (held and not facts.stale):
+    answer = facts.answer if facts.answer is not None and facts.answer.uid == state.uid else None
+    used = answer is not None and (not answer.released or bool(answer.processes))
+    if facts.holders or _open_to_work(facts) or (used and not facts.stale):
         return _waits_for(facts, state)
-    return Phase.READY, _CAN_GO
+    return Phase.READY, _can_go(answer)
 
 
 def shown(names: Iterable[str]) -> str:
@@ -311,7 +376,8 @@ def _taken_back(
     """None once it is over."""
     phase = Phase(state.phase)
     if phase not in _AFTER:
-        touched = state.touched or facts.stale or _booted(facts, state) or facts.gpus < state.gpus
+        missing = not facts.published or facts.gpus < state.gpus
+        touched = state.touched or facts.stale or _booted(facts, state) or missing
         phase = Phase.VERIFYING if touched else Phase.LIFTING
         state = msgspec.structs.replace(state, phase=phase.value, touched=touched, ended_wall=now_wall, quiet_wall=0.0)
     text = "It is over; the taints go."
@@ -341,17 +407,17 @@ def _verified(
     if facts.findings:
         problems.append(f"Findings: {shown(facts.findings)}.")
     if problems:
-        failed = bool(facts.findings) or now_wall - state.ended_wall >= _GIVE_UP_SECONDS
+        failed = bool(facts.findings) or not state.gpus or now_wall - state.ended_wall >= _GIVE_UP_SECONDS
         state = msgspec.structs.replace(state, quiet_wall=0.0)
         text = " ".join(problems)
         if not failed:
             return state, Phase.VERIFYING, text
-        cure = (
-            "It goes on by itself once that is mended; `claimscope maintenance finish --without-verification`"
-            f" gives {facts.node} back as it is."
-        )
+        cure = "It goes on by itself once that is mended; " if state.gpus else ""
+        cure += f"`claimscope maintenance finish --without-verification` gives {facts.node} back as it is."
         return state, Phase.VERIFY_FAILED, f"{text} {cure}"
-    quiet_wall = min(state.quiet_wall, now_wall) or now_wall
+    if not facts.renewed_wall:  # another leader heard it: that stands, and this one has to hear it, too
+        return state, Phase.VERIFYING, "The node's agent has not been heard of yet by the controller that leads now."
+    quiet_wall = state.quiet_wall or now_wall
     state = msgspec.structs.replace(state, quiet_wall=quiet_wall)
     if now_wall - quiet_wall >= policy.quiet_seconds:
         return state, Phase.LIFTING, "Verified; the taints go."
@@ -362,7 +428,8 @@ def _verified(
 def _unfinished(facts: NodeFacts, state: Maintained) -> list[str]:
     """What has to come back by itself."""
     found: list[str] = []
-    if facts.stale or facts.heard_wall <= state.ended_wall:
+    silent = bool(facts.renewed_wall) and facts.renewed_wall <= state.ended_wall
+    if facts.stale or silent or (not facts.renewed_wall and not state.quiet_wall):
         found.append("The node's agent has not been heard of since the maintenance ended.")
     elif facts.answer is not None and facts.answer.released:
         found.append("The node's agent has not taken NVML up again.")
@@ -370,6 +437,8 @@ def _unfinished(facts: NodeFacts, state: Maintained) -> list[str]:
         found.append("The node's agent does not say all that it finds.")
     if not facts.published:
         found.append("Not all of its devices are published.")
+    elif not state.gpus:
+        found.append("How many GPUs it had before is not known.")
     elif facts.gpus < state.gpus:
         found.append(f"{facts.gpus} of {state.gpus} GPUs are published.")
     return found

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 ASK: Final = f"{KEY_DOMAIN}/maintenance-ask"
 ANSWER: Final = f"{KEY_DOMAIN}/maintenance-answer"
-UNTOLD_SECONDS: Final = 60.0  # for so long an agent that cannot count processes waits before it lets NVML go
+UNTOLD_SECONDS: Final = 60.0  # for so long processes cannot be counted before NVML is let go without a count
 
 _BYTES_MAX: Final = 1024
 
@@ -36,7 +36,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     uid: str
     released: bool = False
-    processes: int | None = None  # None: NVML does not tell, or is let go
+    processes: int | None = None  # as last counted, before NVML was let go; None: it does not tell
 
 
 def ask_text(ask: Ask | None) -> str | None:
@@ -86,10 +86,11 @@ class Responder:
 
     nvml: Nvml
     _ask: Ask | None = None
-    _asked_ns: int = 0
+    _counted: int | None = None  # processes, the last time that they could be counted for this maintenance
+    _uncounted_ns: int | None = None  # since when they cannot be
     _let_go: bool = False  # by us: what a person let go is not taken up again
 
-    def hear(self, text: str, now_ns: int) -> None:
+    def hear(self, text: str) -> None:
         """Takes the annotation as it is now, "" for none."""
         ask = read_ask(text)
         if ask == self._ask:
@@ -99,11 +100,18 @@ class Responder:
             self._let_go = False
             self.nvml.acquire()
         self.nvml.count_processes(ask is not None)
-        self._ask, self._asked_ns = ask, now_ns
+        if ask is None or self._ask is None or ask.uid != self._ask.uid:
+            self._counted = self._uncounted_ns = None
+        self._ask = ask
 
-    def begin(self) -> None:
-        """NVML has not been taken up yet: where it is to be let go it is not."""
-        if self._ask is not None and self._ask.do == "release":
+    def begin(self, said: Answer | None = None) -> None:
+        """NVML has not been taken up yet: it is not where `said`, what this agent answered last, is that it let it go.
+
+        Otherwise processes may run that nobody has counted.
+        """
+        ask = self._ask
+        if ask is not None and ask.do == "release" and said is not None and said.uid == ask.uid and said.released:
+            self._counted = said.processes
             self._release()
 
     def look(self, *, processes: int | None, released: bool, now_ns: int) -> str | None:
@@ -111,11 +119,23 @@ class Responder:
         ask = self._ask
         if ask is None:
             return None
-        if ask.do == "release" and not self._let_go and not released:
-            waited = now_ns - self._asked_ns >= UNTOLD_SECONDS * 1e9
-            if processes == 0 or (processes is None and waited):
+        if not released:
+            self._count(processes, now_ns)
+            if ask.do == "release" and not self._let_go and self._may_release(processes, now_ns):
                 self._release()
-        return answer_text(Answer(uid=ask.uid, released=released, processes=None if released else processes))
+        return answer_text(Answer(uid=ask.uid, released=released, processes=self._counted if released else processes))
+
+    def _count(self, processes: int | None, now_ns: int) -> None:
+        if processes is not None:
+            self._counted, self._uncounted_ns = processes, None
+        elif self._uncounted_ns is None:
+            self._uncounted_ns = now_ns
+
+    def _may_release(self, processes: int | None, now_ns: int) -> bool:
+        """None is left; or none was ever seen, and for a while they cannot be counted."""
+        if processes is not None or self._counted or self._uncounted_ns is None:
+            return processes == 0
+        return now_ns - self._uncounted_ns >= UNTOLD_SECONDS * 1e9
 
     def _release(self) -> None:
         log.info("maintenance: NVML is let go")

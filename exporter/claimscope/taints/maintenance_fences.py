@@ -1,7 +1,7 @@
 """Which taints keep a node's devices free for maintenance, and what is to be written so that they stand?
 
 They are no matter of findings: no budget of those bounds them and no finding lifts them. A pause holds back new ones,
-as does the cap on all rules. One that somebody takes away is put up again, since the Node still asks for it.
+and such as would now keep work away, as does the cap on all rules. One that somebody takes away is put up again, since the Node still asks for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from claimscope.taints import fences
-from claimscope.taints.fences import EFFECT_SINCE, MAINTENANCE, SPEC_HASH
+from claimscope.taints.fences import EFFECT_SINCE, MAINTENANCE, SPEC_HASH, blocks
 from claimscope.taints.inputs import Inputs
 from claimscope.taints.inventory import Inventory, Site
 from claimscope.taints.maintenance import Request, Status
@@ -70,9 +70,12 @@ def upkeep(inputs: Inputs, ours: Iterable[Fence], others: int) -> Upkeep:
             result.standing.append(fence)
             text = f"{fence.name} was changed by somebody else and is left alone; delete it to have it made anew"
             result.held.append(Held(fence=fence, reason="edited", text=text))
+        elif fence.going:  # deleted, and kept by somebody's finalizer: it can be made anew once it is gone
+            met.add(base)
+            result.standing.append(fence)
         elif base in asked and base not in met:
             met.add(base)
-            _update(result, fence, asked[base], inputs.now_wall)
+            _update(result, inputs, fence, asked[base])
         elif (reason := _reason_to_lift(inputs, fence, double=base in met)) is not None:
             result.last.append(Action(do=Do.DELETE, fence=fence, reason=reason))
         else:
@@ -84,14 +87,16 @@ def upkeep(inputs: Inputs, ours: Iterable[Fence], others: int) -> Upkeep:
     return result
 
 
-def _update(result: Upkeep, live: Fence, wanted: Fence, now_wall: float) -> None:
+def _update(result: Upkeep, inputs: Inputs, live: Fence, wanted: Fence) -> None:
+    if blocks(wanted.effect) and not blocks(live.effect) and _paused(result, inputs, wanted):
+        wanted = replace(wanted, effect=live.effect)
     kept = (live.device, live.value, live.effect, live.node_uid)
     if kept == (wanted.device, wanted.value, wanted.effect, wanted.node_uid or live.node_uid):
         result.standing.append(live)
         return
     annotations = {**live.annotations, **wanted.annotations}
     if live.effect != wanted.effect:
-        annotations[EFFECT_SINCE] = f"{now_wall:.0f}"
+        annotations[EFFECT_SINCE] = f"{inputs.now_wall:.0f}"
     annotations.pop(SPEC_HASH, None)
     fence = fences.sealed(
         replace(
@@ -122,11 +127,16 @@ def _reason_to_lift(inputs: Inputs, fence: Fence, *, double: bool) -> str | None
     return None  # its slices are away, as while a node reboots
 
 
-def _create(result: Upkeep, inputs: Inputs, fence: Fence, others: int, taken: set[str]) -> None:
+def _paused(result: Upkeep, inputs: Inputs, fence: Fence) -> bool:
     report = inputs.reports.get(fence.node)
     pause = inputs.pause_of(fence.node, "" if report is None else report.group)
     if pause is not None:
         result.held.append(Held(fence=fence, reason="paused", text=f"paused by {pause.author}"))
+    return pause is not None
+
+
+def _create(result: Upkeep, inputs: Inputs, fence: Fence, others: int, taken: set[str]) -> None:
+    if _paused(result, inputs, fence):
         return
     count = others + len(result.standing)
     if count >= inputs.policy.cap:

@@ -17,9 +17,9 @@ from claimscope.taints.apply import MANAGER, api_time, send
 from claimscope.taints.conditions import MAINTENANCE_READY, NodeCondition, cut, present_on
 from claimscope.taints.events import About, Note
 from claimscope.taints.inputs import Inputs
-from claimscope.taints.maintenance import Outcome, Phase, Request, Status, step
+from claimscope.taints.maintenance import Outcome, Phase, Request, Status, legible, step
 from claimscope.taints.maintenance_ask import ASK, ask_text
-from claimscope.taints.maintenance_facts import Sight, concerned, leases_of, users
+from claimscope.taints.maintenance_facts import Renewals, Sight, concerned, leases_of
 from claimscope.taints.maintenance_fences import sites_of, wanted
 from claimscope.taints.memory import Maintained
 from claimscope.taints.model import NodeReport
@@ -40,19 +40,22 @@ class Keeper:
     cluster: Cluster
     clock: Clock
     outcome: Outcome = field(default_factory=Outcome)
-    _inputs: Inputs | None = None
+    _renewals: Renewals = field(default_factory=Renewals)
+    _sight: Sight | None = None
     _requests: Mapping[str, Request | None] = field(default_factory=dict)
     _leases: Mapping[str, Lease] = field(default_factory=dict)
     _asked: dict[str, tuple[str | None, int]] = field(default_factory=dict)  # what was last written, and when
     _told: dict[str, Status] = field(default_factory=dict)
 
     def decide(
-        self, inputs: Inputs, remembered: Mapping[str, Maintained], *, readable: bool
+        self, inputs: Inputs, states: Mapping[str, Maintained], *, readable: bool
     ) -> tuple[Inputs, dict[str, Maintained]]:
         """One step; answers what the plan needs to know of it, and what the next round must."""
+        remembered = _legible(states, inputs.now_wall)
         requests = concerned(self.cluster, inputs, remembered)
         leases = leases_of(self.cluster, requests)
-        sight = Sight(self.cluster, inputs, leases, requests, readable=readable)
+        self._renewals.follow(leases, inputs.now_wall)
+        sight = Sight(self.cluster, inputs, leases, requests, readable=readable, renewals=self._renewals)
         facts = [sight.of(node, request) for node, request in requests.items()]
         groups = {node: report.group for node, report in inputs.reports.items() if node in remembered}
         self.outcome = step(
@@ -60,7 +63,7 @@ class Keeper:
             fleet=sum(1 for report in inputs.reports.values() if report.devices), groups=groups,
             now_wall=inputs.now_wall,
         )  # fmt: skip
-        self._inputs, self._requests, self._leases = inputs, requests, leases
+        self._sight, self._requests, self._leases = sight, requests, leases
         statuses = self.outcome.statuses
         kept_free = {
             node: wanted(status, sites_of(inputs.inventory, node), inputs.nodes.get(node, ""), requests[node])
@@ -175,14 +178,14 @@ class Keeper:
         return [Note(about=about, reason=reason, message=message, warning=warning, subject=_subject(status))]
 
     def _notes_for_pods(self, status: Status) -> list[Note]:
-        inputs, request = self._inputs, self._requests.get(status.node)
-        if inputs is None or request is None or status.phase is Phase.WAITING_FOR_BUDGET:
+        sight, request = self._sight, self._requests.get(status.node)
+        if sight is None or request is None or status.started_wall is None:
             return []
         until = f" until {api_time(request.deadline_wall)}" if request.deadline_wall is not None else ""
         text = f"Node {status.node} is wanted for maintenance of its GPUs{until}: {request.reason}"
         abouts = [
             About(kind="Pod", namespace=namespace, name=name, uid=uid)
-            for namespace, name, uid in users(self.cluster, inputs, status.node)
+            for namespace, name, uid in sight.users(status.node)
         ]
         return [
             Note(about=about, reason="GPUMaintenancePlanned", message=text, subject=_subject(status))
@@ -201,6 +204,20 @@ class Keeper:
             if status.started_wall is not None:
                 made.append(sample("dra_node_maintenance_start_timestamp_seconds", status.started_wall, node))
         return made
+
+
+def _legible(states: Mapping[str, Maintained], now_wall: float) -> dict[str, Maintained]:
+    found: dict[str, Maintained] = {}
+    for node, state in states.items():
+        known = legible(state, now_wall)
+        if known is None:
+            log.warning(
+                "what was remembered of the maintenance of node %s is of another version of claimscope (phase %s): it "
+                "goes on as if nothing were remembered", node, state.phase,
+            )  # fmt: skip
+        else:
+            found[node] = known
+    return found
 
 
 def _subject(status: Status) -> str:

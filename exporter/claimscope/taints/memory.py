@@ -54,12 +54,13 @@ class Maintained(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uid: str  # tells this maintenance from an earlier one of the node
     phase: str
     started_wall: float
-    gpus: int = 0  # published when it began
+    gpus: int = 0  # the most that were known of, from the beginning on; 0: that was not known
     boot_id: str = ""
     touched: bool = False  # somebody may have done something to the node: it is verified before it is given back
     ended_wall: float = 0.0  # when whoever asked for it took that back
     quiet_wall: float = 0.0  # since when nothing has been wrong, while it is verified
     unverified: str = ""  # the annotation as it was at the beginning, which is about an earlier one
+    let_go: bool = False  # the node's agent was asked to let NVML go
 
 
 class KnownNode(msgspec.Struct, frozen=True, array_like=True):
@@ -81,6 +82,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     known: dict[str, Known] = {}  # by name of the rule
     known_nodes: dict[str, KnownNode] = {}
     maintenance: dict[str, Maintained] = {}  # by node
+    harmed_wall: float = 0.0  # when the API server was last seen to be of a release whose scheduler rules stop
 
 
 def encode(memory: Memory, bytes_max: int = _BYTES_MAX) -> str:

@@ -39,6 +39,7 @@ class ReportedFinding:
     systemic: bool = False
     boot_id: str = ""
     parent: str = ""  # uuid of the GPU that a MIG device is cut from
+    pinned: bool = False  # a person says so, and no agent: never read from a Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class NodeReport:
     group: str  # of the node-group label; "" where it has none
     heard_wall: float
     stale: bool  # its heartbeat is older than the limit: unmonitored, and what stands stays
+    unheard: bool = False  # it is stale by its own clock alone, which may be wrong: nothing is said of it yet
     cordoned: bool = False  # a human's, or somebody else's
     devices: int = 0  # accelerators of the node, for the budgets' denominators
     plugin_devices: int = 0  # that its device plugin gives out
@@ -76,6 +78,7 @@ class Fence:
     annotations: Mapping[str, str] = field(default_factory=dict)  # evidence, rules, since, boot id
     created_wall: float | None = None  # of one that stands
     edited: bool = False  # a human changed it: it is left alone
+    going: bool = False  # it is deleted, and stands until somebody's finalizer is taken from it
     eviction: str = ""  # reason of the condition EvictionInProgress of one that stands; "": not said yet
 
 
@@ -126,7 +129,8 @@ class Held:
     fence: Fence
     reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused",
     # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it),
-    # "upgrade" (the machine is not settled), "evict" (NoSchedule stands, and its pods may not be deleted yet)
+    # "upgrade" (the machine is not settled), "evict" (NoSchedule stands, and its pods may not be deleted yet),
+    # "refused" (the API server does not take the write)
     text: str
 
 

@@ -266,7 +266,8 @@ def _for_maintenance(
 ) -> Iterator[NodeTaint]:
     """Whoever asked for maintenance wants the whole node: no budget of findings bounds that."""
     taint = NodeTaint(key=MAINTENANCE, value="requested", effect=HARD)
-    if node not in inputs.fenced_nodes or not needs_node_taint(inputs, node) or inputs.policy.mode is Mode.OBSERVE:
+    allowed = inputs.taints_node("" if report is None else report.group)
+    if node not in inputs.fenced_nodes or not allowed or not needs_node_taint(inputs, node):
         return
     if (taint.key, taint.effect) in standing.theirs:
         return

@@ -7,7 +7,8 @@ only its own annotations, so that the election, people and fencing do not overwr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -164,17 +165,28 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 _HELD_MAX: Final = 50
+_HELD_PER_NODE: Final = 8  # of one node before those of others
 
 
 def shown(mode: Mode, configured: Mode, why: str, plan: Plan) -> str:
     """As text for the Lease."""
-    held = list({(each.fence.name, each.reason): each for each in plan.held}.values())
+    held = _in_order({(each.fence.name, each.reason): each for each in plan.held}.values())
     return msgspec.json.encode(Shown(
         mode=mode.value, configured=configured.value, why=why if mode is not configured else "",
         breaker=plan.breaker, held=tuple(_held(each) for each in held[:_HELD_MAX]),
         held_more=max(len(held) - _HELD_MAX, 0),
         nodes={node: ", ".join(map(str, taints)) for node, taints in sorted(plan.node_taints.items())[:_HELD_MAX]},
     )).decode()
+
+
+def _in_order(held: Iterable[Held]) -> list[Held]:
+    """Worst first, and no node before all others."""
+    before: Counter[str] = Counter()
+    placed: list[tuple[bool, Held]] = []
+    for each in sorted(held, key=lambda each: -each.fence.severity.rank):
+        placed.append((before[each.fence.node] >= _HELD_PER_NODE, each))
+        before[each.fence.node] += 1
+    return [each for _, each in sorted(placed, key=lambda place: place[0])]
 
 
 def _held(held: Held) -> HeldShown:

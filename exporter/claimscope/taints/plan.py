@@ -11,13 +11,13 @@ from __future__ import annotations
 import msgspec
 
 from claimscope.taints import node_taints
-from claimscope.taints.bounds import Bounds
+from claimscope.taints.bounds import Bounds, blocked_by
 from claimscope.taints.fences import for_maintenance, rules_of
-from claimscope.taints.inputs import Inputs, gather
+from claimscope.taints.inputs import PINNED, Inputs, gather
 from claimscope.taints.lifting import Lifting
 from claimscope.taints.maintenance_fences import upkeep
 from claimscope.taints.memory import Ignore, Known, Memory, aged, ignoring
-from claimscope.taints.model import Do, Fence, Plan
+from claimscope.taints.model import Fence, Plan
 from claimscope.taints.raising import Raising, blocked_after, demand_of, matched
 from claimscope.taints.wants import wanted
 
@@ -45,7 +45,11 @@ def plan(inputs: Inputs, memory: Memory) -> tuple[Plan, Memory]:
         lift.delete(fence, "another fence of ours says the same")
     nodes = node_taints.wanted(inputs, memory)
     bounds = Bounds(
-        inputs, memory, blocked={**nodes.blocked, **blocked_after(inputs, live, lift, found.wants)},
+        inputs, memory,
+        blocked={
+            **nodes.blocked, **blocked_after(inputs, live, lift, found.wants),
+            **blocked_by(inputs, (fence for name, fence in standing.items() if name in inputs.unlifted)),
+        },
         demands=[*(demand_of(want) for want in found.wants if want.blocking), *nodes.demands],
     )  # fmt: skip
     raising = Raising(inputs, live, lift, found, bounds)
@@ -53,10 +57,10 @@ def plan(inputs: Inputs, memory: Memory) -> tuple[Plan, Memory]:
     for want in found.wants:
         raising.judge(want)
     tainted = node_taints.judge(inputs, nodes, bounds)
-    deleted = {action.fence.name for action in lift.actions if action.do is Do.DELETE}
     known = {
         name: Known(uuid=fence.uuid, rules=rules_of(fence), node=fence.node, node_uid=fence.node_uid)
-        for name, fence in ours.items() if name not in deleted
+        for name, fence in ours.items()
+        if name not in lift.let_go and (not fence.going or name in memory.known)  # else it is we who let it go
     }  # fmt: skip
     made = Plan(
         actions=(*raising.actions(), *kept_free.first, *kept_free.last), nodes=tuple(tainted.actions),
@@ -81,7 +85,8 @@ def _standing(inputs: Inputs) -> dict[str, Fence]:
 def _notice_deleted(inputs: Inputs, memory: Memory) -> Memory:
     """A fence that stood, that was not to be lifted, and that is gone: somebody did not want it.
 
-    When its node is gone, or was made again, it went with it.
+    When its node is gone, or was made again, it went with it. Where its findings are over, its absence says nothing: it
+    may have been lifted by a leader that could not leave word of it any more.
     """
     ignores = [
         Ignore(
@@ -90,7 +95,7 @@ def _notice_deleted(inputs: Inputs, memory: Memory) -> Memory:
         )
         for name, known in memory.known.items()
         if name not in inputs.standing and name not in inputs.foreign
-        and not _node_changed(inputs, known.node, known.node_uid)
+        and not _node_changed(inputs, known.node, known.node_uid) and not _over(inputs, known)
         for rule in known.rules
     ]  # fmt: skip
     return ignoring(memory, ignores) if ignores else memory
@@ -98,3 +103,11 @@ def _notice_deleted(inputs: Inputs, memory: Memory) -> Memory:
 
 def _node_changed(inputs: Inputs, node: str, uid: str) -> bool:
     return inputs.nodes_known and (node not in inputs.nodes or uid not in ("", inputs.nodes[node]))
+
+
+def _over(inputs: Inputs, known: Known) -> bool:
+    """Whether the node's agent says that nothing is found any more of what a fence was about."""
+    report = inputs.reports.get(known.node)
+    if report is None or report.stale or report.partial or PINNED in known.rules:
+        return False
+    return not any(finding.rule in known.rules for finding in report.findings)

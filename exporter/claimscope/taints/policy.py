@@ -89,6 +89,11 @@ class Budgets(_Part, frozen=True):
     ] = 0.5
     group_share: Annotated[Share, Meta(description="Of the GPUs of a group of nodes.")] = 0.2
     fleet_share: Annotated[Share, Meta(description="Of all GPUs.")] = 0.1
+    dedicating_taints: Annotated[
+        tuple[str, ...],
+        Meta(description="Keys of Node taints that only keep other work away from GPUs. Any other NoSchedule or "
+             "NoExecute taint of a Node counts its GPUs as kept from work."),
+    ] = ("nvidia.com/gpu", "dedicated", "sku")
 
 
 class Rate(_Part, frozen=True):
@@ -203,7 +208,17 @@ class Policy(_Part, frozen=True):
     pause: Annotated[tuple[Pause, ...], Meta(description="Where nothing new is put up.")] = ()
 
     def mode_of(self, group: str, rule: str) -> Mode:
-        """How far a rule goes in a group: what group and rule say goes before the default, the milder of both first."""
+        """How far a rule goes in a group: what group and rule say goes before the default, the milder of both first.
+
+        A node without the label may be of any group, so that it is treated as the mildest of them. Rules that nothing
+        is known of are announced at most: an agent may say whatever it likes. "" is no rule, as for maintenance.
+        """
+        known = Mode.ENFORCE if not rule or rule in RULE_BY_KEY else Mode.ANNOUNCE
+        if not group and self.groups:
+            return milder((known, *(self._mode_of(each, rule) for each in ("", *self.groups))))
+        return milder((known, self._mode_of(group, rule)))
+
+    def _mode_of(self, group: str, rule: str) -> Mode:
         own = self.rules.get(rule)
         theirs = self.groups.get(group)
         said = [each.mode for each in (own, theirs) if each is not None and each.mode is not None]

@@ -27,21 +27,22 @@ class Live:
     by_base: dict[str, Fence] = field(default_factory=dict)  # that a want is about
     others: list[Fence] = field(default_factory=list)
     doubles: list[Fence] = field(default_factory=list)
-    edited: dict[str, Fence] = field(default_factory=dict)  # by base; left alone
+    alone: list[Fence] = field(default_factory=list)  # edited by somebody else: left alone
+    settled: set[str] = field(default_factory=set)  # bases about which somebody else has decided
     all: dict[str, Fence] = field(default_factory=dict)
 
 
 def matched(ours: dict[str, Fence], found: Wanted) -> Live:
     """Which fence of ours is about which want."""
     bases = {want.fence.name for want in found.wants}
-    live = Live(all=ours)
+    live = Live(all=ours, settled={fences.base_of(name) for name, fence in ours.items() if fence.edited})
     for name, fence in ours.items():
         base = fences.base_of(name)
         if fence.edited:
-            live.edited[base] = fence
+            live.alone.append(fence)
         elif base not in bases:
             live.others.append(fence)
-        elif base in live.by_base:
+        elif base in live.by_base or base in live.settled:
             live.doubles.append(fence)
         else:
             live.by_base[base] = fence
@@ -50,8 +51,7 @@ def matched(ours: dict[str, Fence], found: Wanted) -> Live:
 
 def blocked_after(inputs: Inputs, live: Live, lift: Lifting, wants: Iterable[Want]) -> dict[str, str]:
     """GPUs that stay kept from work, and their nodes; one whose fence is exchanged for another one is among them."""
-    unlifted = [fence for name, fence in live.all.items() if name in inputs.unlifted]
-    blocked = blocked_by(inputs, (*live.edited.values(), *lift.kept, *unlifted))
+    blocked = blocked_by(inputs, (*live.alone, *lift.kept))
     before = blocked_by(inputs, live.all.values())
     blocked.update((want.site.gpu, want.report.node) for want in wants if want.blocking and want.site.gpu in before)
     return blocked
@@ -73,8 +73,8 @@ class Raising:
         self._lift = lift
         self._bounds = bounds
         # What is made here.
-        self.held = [*found.held, *(_left_alone(fence) for fence in live.edited.values())]
-        self.standing: list[Fence] = [*live.edited.values(), *lift.kept]
+        self.held = [*found.held, *(_left_alone(fence) for fence in live.alone)]
+        self.standing: list[Fence] = [*live.alone, *lift.kept]
         self._actions: list[tuple[int, Action]] = []  # lifting 0, others 1
         self._raised: set[str] = set()  # boards that a fence written now keeps work from
         # What stands.
@@ -89,9 +89,12 @@ class Raising:
 
     def judge(self, want: Want) -> None:
         """Decides on effect and existence, and compares with what stands."""
-        if want.fence.name in self._live.edited:
+        if want.fence.name in self._live.settled:
             return
         live = self._live.by_base.get(want.fence.name)
+        if live is not None and live.going:  # it can be made anew once it is gone
+            self.standing.append(live)
+            return
         effect = self._effect(want, live)
         if live is None:
             self._create(want, effect)

@@ -2,7 +2,9 @@
 
 A Lease is written by one node's agent and is believed as far as it goes: what cannot be read is left out, counted, and
 said once. Silence is measured by this process' own monotonic clock from the last change of renewTime: clocks of nodes
-differ, and an old renewTime that is renewed is alive.
+differ, and an old renewTime that is renewed is alive. Of a Lease that is seen for the first time only its renewTime
+tells how long its agent has been silent: that is believed until it changes, so that a new leader takes no dead agent
+for a living one. Should the clocks differ, the next heartbeat sets it right within a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from claimscope.health.model import Severity
-from claimscope.kube.objects import Lease, Node
+from claimscope.kube.objects import Lease, Node, unix_seconds
 from claimscope.taints.inventory import Inventory
 from claimscope.taints.machines import Machines
 from claimscope.taints.model import KEY_DOMAIN, NodeReport, ReportedFinding
@@ -32,6 +34,7 @@ _EVIDENCE_MAX: Final = 16
 _TEXT_MAX: Final = 512
 _RULE: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")  # becomes the value of a taint: at most 63 characters
 _UUID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
+_NEVER_SECONDS: Final = 10 * 365 * 86400.0
 _SEVERITIES: Final = {severity.value: severity for severity in Severity}
 
 
@@ -113,16 +116,29 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._heard: dict[str, tuple[str, int]] = {}  # node -> (renewTime as it says, when it came to be so)
+        self._met: dict[str, int] = {}  # node -> when it was first seen; until it is heard
 
-    def hear(self, node: str, renew_time: str | None, now_ns: int) -> None:
-        """Takes a Lease as it stands; whoever is seen for the first time counts as heard now."""
+    def hear(self, node: str, renew_time: str | None, now_ns: int, now_wall: float) -> None:
+        """Takes a Lease as it stands; whoever is seen for the first time was heard when the Lease says so."""
         before = self._heard.get(node)
-        if before is None or before[0] != (renew_time or ""):
+        if before is None:
+            wall = unix_seconds(renew_time)
+            age = _NEVER_SECONDS if wall is None else max(now_wall - wall, 0.0)
+            self._heard[node] = (renew_time or "", now_ns - round(age * 1e9))
+            self._met[node] = now_ns
+        elif before[0] != (renew_time or ""):
             self._heard[node] = (renew_time or "", now_ns)
+            self._met.pop(node, None)
 
     def forget(self, node: str) -> None:
         """Its Lease is gone: from now on it is silent."""
         self._heard.pop(node, None)
+        self._met.pop(node, None)
+
+    def unheard(self, node: str, now_ns: int, seconds: float) -> bool:
+        """Whether it has been looked at for less than this time, and has not spoken since: its clock may be wrong."""
+        met_ns = self._met.get(node)
+        return met_ns is not None and now_ns - met_ns <= seconds * 1e9
 
     def silence_seconds(self, node: str, now_ns: int) -> float | None:
         """How long nothing was heard; None where there is no Lease."""
@@ -141,7 +157,7 @@ class Reports:
         self._said: dict[str, str] = {}  # node -> what was wrong, once it has been logged
         self._machines = Machines()
 
-    def follow(self, leases: Iterable[Lease], now_ns: int) -> None:
+    def follow(self, leases: Iterable[Lease], now_ns: int, now_wall: float) -> None:
         """Takes all Leases as they stand now. Where two name one node, the one renewed last is believed."""
         newest: dict[str, Lease] = {}
         for lease in leases:
@@ -150,13 +166,13 @@ class Reports:
                 newest[node] = lease
         for node in self._leases.keys() - newest.keys():
             self.heartbeats.forget(node)
-            del self._leases[node], self._told[node]
+            del self._leases[node], self._told[node], self._said[node]
         for node, lease in newest.items():
             before = self._leases.get(node)
             if before is lease:
                 continue
             self._leases[node] = lease
-            self.heartbeats.hear(node, lease.spec.renew_time, now_ns)
+            self.heartbeats.hear(node, lease.spec.renew_time, now_ns, now_wall)
             text = (lease.metadata.annotations or {}).get(FINDINGS_ANNOTATION)
             if before is None or text != (before.metadata.annotations or {}).get(FINDINGS_ANNOTATION):
                 self._told[node] = self._read(node, text)
@@ -186,13 +202,15 @@ class Reports:
             node = nodes.get(name)
             offered, withdrawn = machines.offers(name)
             cordoned = node is not None and bool(node.spec.unschedulable)
-            changes = "" if node is None else machines.driver_changes(node, now_ns)
+            changes = "" if node is None else machines.driver_changes(node, now_ns, now_wall)
+            stale = silence is None or silence > stale_seconds
             made[name] = NodeReport(
                 node=name,
                 node_uid=node.metadata.uid if node is not None else "",
-                group=((node.metadata.labels or {}) if node is not None else {}).get(group_label, ""),
+                group="" if node is None else machines.group(node, group_label),
                 heard_wall=0.0 if silence is None else now_wall - silence,
-                stale=silence is None or silence > stale_seconds,
+                stale=stale,
+                unheard=stale and self.heartbeats.unheard(name, now_ns, stale_seconds),
                 cordoned=cordoned,
                 devices=max(inventory.gpus_of(name), offered),
                 plugin_devices=offered,

@@ -52,6 +52,8 @@ class StandingRules:
 
     def ineffective(self, standing: Mapping[str, Standing], wall: float) -> dict[str, bool]:
         """Of each rule whether the cluster has not said anything of it for too long."""
+        for name in self._changed_wall.keys() - standing.keys() - self._written.keys():
+            del self._changed_wall[name]
         found: dict[str, bool] = {}
         for name, each in standing.items():
             since = max(self._changed_wall.get(name, 0.0), each.fence.created_wall or 0.0)
@@ -65,8 +67,9 @@ def ours(rules: Mapping[str, DeviceTaintRule]) -> dict[str, Standing]:
 
 
 def _is_told(written: _Written, rule: DeviceTaintRule | None) -> bool:
-    if written.after is None:
-        return rule is None or rule.metadata.uid != written.uid
+    if written.after is None:  # with a finalizer it stays for a while, and counts as long
+        deleted = rule is None or rule.metadata.deletion_timestamp is not None
+        return deleted or rule is None or rule.metadata.uid != written.uid
     if rule is None:
         return False
     return rule.metadata.uid != written.uid or _not_older(

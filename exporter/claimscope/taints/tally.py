@@ -21,10 +21,10 @@ NODE_EFFECTS: Final = ("PreferNoSchedule", "NoSchedule")
 AGENT_STATES: Final = ("heard", "silent", "absent")
 HELD_REASONS: Final = (
     "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused", "mode", "ignored",
-    "unresolved", "stale", "edited", "upgrade", "evict",
+    "unresolved", "stale", "edited", "upgrade", "evict", "refused",
 )
 BREAKER_STATES: Final = ("closed", "open", "half_open")
-_VERBS: Final = ("create", "update", "delete", "node_taint", "condition", "event", "memory")
+_VERBS: Final = ("create", "update", "delete", "node_taint", "condition", "event", "memory", "agent", "dry_run", "read")
 _WORDS: Final = (*(severity.value for severity in Severity if severity is not Severity.OK), "maintenance")
 
 
@@ -32,8 +32,8 @@ _WORDS: Final = (*(severity.value for severity in Severity if severity is not Se
 class Tally:
     """Counters of one leadership. Everything that can be counted is there from the start, as zero."""
 
+    writes: Counter[tuple[str, str]] = field(default_factory=Counter)  # (verb, result)
     applied: Counter[tuple[str, str]] = field(default_factory=Counter)
-    writes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def done(self, action: Action, before: Fence | None) -> None:
         """One write that the server took."""

@@ -40,6 +40,8 @@ class Teller:
         """Writes what has changed on Nodes, some at a time; without `health` only what is about maintenance."""
         left = CONDITIONS_PER_ROUND
         now_ns = self.clock.monotonic_ns()
+        for gone in self._said.keys() - self.cluster.nodes.keys():
+            del self._said[gone]
         for report in reports:
             node = self.cluster.nodes.get(report.node)
             if node is None:
@@ -48,7 +50,12 @@ class Teller:
             under_maintenance = report.node in maintenance
             if not (health or under_maintenance or conditions.MAINTENANCE_READY in present):
                 continue
-            wanted = conditions.wanted(report, present) if health or present.keys() & conditions.HEALTH_TYPES else ()
+            if report.unheard:  # whether it lives is not known yet
+                wanted = conditions.kept(present)
+            elif health or present.keys() & conditions.HEALTH_TYPES:
+                wanted = conditions.wanted(report, present)
+            else:
+                wanted = ()
             if under_maintenance:
                 wanted = (*wanted, maintenance[report.node])
             if not conditions.differ(wanted, present):
@@ -97,7 +104,7 @@ class Teller:
         notes: list[Note] = []
         days: dict[str, int] = {}
         for report in reports:
-            if not report.stale or report.heard_wall <= 0 or report.node not in self.cluster.nodes:
+            if not report.stale or report.unheard or report.heard_wall <= 0 or report.node not in self.cluster.nodes:
                 continue
             days[report.node] = int((wall - report.heard_wall) // DAY_SECONDS)
             if self._silent.get(report.node, -1) < days[report.node]:

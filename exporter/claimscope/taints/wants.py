@@ -20,6 +20,7 @@ from claimscope.taints.policy import VERDICT_RULES, NodeTaints, Override, effect
 
 _NOWHERE: Final = DeviceKey("", "", "")
 _EVIDENCE_BYTES_MAX: Final = 4096
+_RULES_MAX: Final = 32  # of one fence that are named, the leading ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def _pins(inputs: Inputs) -> dict[str, list[ReportedFinding]]:
         for node in inputs.inventory.nodes_of(override.uuid):
             pin = ReportedFinding(
                 node=node, uuid=override.uuid, serial="", rule=PINNED, severity=Severity.UNHEALTHY, since_wall=0.0,
-                evidence=evidence, clears="It ends by itself, or by removing the override.",
+                evidence=evidence, clears="It ends by itself, or by removing the override.", pinned=True,
             )  # fmt: skip
             found.setdefault(node, []).append(pin)
     return found
@@ -153,15 +154,20 @@ def _absent(inputs: Inputs, report: NodeReport, finding: ReportedFinding) -> Hel
 
 
 def _refusal(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silence: Silence) -> Held | None:
+    fence = _unplaced(report, finding)
+    for site in inputs.inventory.sites(finding.uuid, report.node):
+        if site.uuid == finding.uuid:
+            fence = replace(fence, device=site.device)
+            break
     said = silence.of(finding.uuid, finding.rule)
     if said is not None:
-        return Held(fence=_unplaced(report, finding), reason="ignored", text=said)
+        return Held(fence=fence, reason="ignored", text=said)
     if finding.systemic:
         text = f"many GPUs of node {report.node} have {finding.rule} at once: one cause outside of them"
-        return Held(fence=_unplaced(report, finding), reason="systemic", text=text)
-    if inputs.mode_of(report.group, finding.rule) is Mode.OBSERVE:
+        return Held(fence=fence, reason="systemic", text=text)
+    if inputs.mode_for(report, finding) is Mode.OBSERVE:
         text = inputs.ceiling_text if inputs.ceiling is Mode.OBSERVE and inputs.ceiling_text else "the mode is observe"
-        return Held(fence=_unplaced(report, finding), reason="mode", text=text)
+        return Held(fence=fence, reason="mode", text=text)
     return None
 
 
@@ -173,16 +179,16 @@ def by_weight(finding: ReportedFinding) -> tuple[bool, float, str]:
 def _want(inputs: Inputs, report: NodeReport, site: Site, findings: list[ReportedFinding]) -> Want:
     findings.sort(key=by_weight)
     rules = tuple(dict.fromkeys(finding.rule for finding in findings))
-    blocking = tuple(
-        rule for rule in rules
-        if effect_of(inputs.mode_of(report.group, rule), findings[0].severity) == "NoSchedule"
-    )  # fmt: skip
+    keeping_away = [
+        finding for finding in findings if effect_of(inputs.mode_for(report, finding), finding.severity) == "NoSchedule"
+    ]
+    blocking = tuple(dict.fromkeys(finding.rule for finding in keeping_away))
     return Want(
         fence=_at(site, report, findings, "NoSchedule" if blocking else "None"),
         site=site, report=report, rules=rules, blocking_rules=blocking,
         since_wall=min(finding.since_wall for finding in findings),
         evicts=any(inputs.policy.evicts(rule) for rule in blocking),
-        verdict=any(rule in VERDICT_RULES or rule == PINNED for rule in blocking),
+        verdict=any(finding.pinned or finding.rule in VERDICT_RULES for finding in keeping_away),
     )  # fmt: skip
 
 
@@ -201,7 +207,7 @@ def _at(site: Site, report: NodeReport, findings: Iterable[ReportedFinding], eff
         fences.UUID: site.uuid,
         fences.FINDING_UUID: leading.uuid,
         fences.NODE: report.node,
-        fences.RULES: ",".join(dict.fromkeys(finding.rule for finding in findings)),
+        fences.RULES: ",".join(list(dict.fromkeys(finding.rule for finding in findings))[:_RULES_MAX]),
         fences.SINCE: f"{min(finding.since_wall for finding in findings):.0f}",
         fences.EVIDENCE: _evidence(findings),
         fences.CLEARS: leading.clears,
