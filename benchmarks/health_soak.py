@@ -24,6 +24,7 @@ from benchmarks.soak_node import CONTROL, DAY, KINDS
 
 from claimscope.claims.cluster import Cluster
 from claimscope.health.report import FINDINGS_ANNOTATION
+from claimscope.kube.lease import micro_time
 from claimscope.kube.objects import Lease, Node, ResourceSlice
 from claimscope.sim.objects import node_object
 from claimscope.sim.profiles import profile_named
@@ -107,14 +108,14 @@ class Fencing:
         annotations = {NODE_ANNOTATION: node, FINDINGS_ANNOTATION: text}
         self.leases[node] = msgspec.convert({
             "metadata": {"name": f"claimscope-agent-{node}", "namespace": "claimscope", "annotations": annotations},
-            "spec": {"renewTime": str(at)},
+            "spec": {"renewTime": micro_time(round((WALL + at) * 1e9))},
         }, Lease)
 
     def round(self, at: float) -> None:
         """One round; what it decides on is taken as written."""
         now_ns, wall = round(at * 1e9), WALL + at
         self.inventory.follow(self.cluster)
-        self.reports.follow(self.leases.values(), now_ns)
+        self.reports.follow(self.leases.values(), now_ns, wall)
         reports = self.reports.by_node(
             self.cluster.nodes, self.inventory, group_label=self.policy.node_group_label,
             stale_seconds=self.policy.stale_seconds, now_ns=now_ns, now_wall=wall,

@@ -23,7 +23,7 @@ own") is said by admission policies.
 |---|---|
 | `rbac-agent.yaml` | always |
 | `rbac-controller.yaml` | with the controller |
-| `rbac-controller-node-taints.yaml` | with `node_taints: prefer` or `enforce` in the taint policy |
+| `rbac-controller-node-taints.yaml` | with `node_taints: prefer` or `enforce`, or for maintenance of plugin nodes |
 | `rbac-agent-local.yaml` | instead of the controller, with `--taint-writer=local` |
 | `admission-policy.yaml` | always; needs Kubernetes 1.30 |
 

@@ -12,6 +12,7 @@ from claimscope.claims.model import (
     Doing,
     HeldDevice,
     PendingReason,
+    SickGpu,
     Wait,
     Workload,
 )
@@ -207,12 +208,26 @@ SAMPLES = (
 )  # fmt: skip
 
 CLAIMS = (TRAIN, SHARED, WATCHER, UNWANTED, STUCK, PULLING, GONE)
+SICK = (
+    SickGpu(
+        uuid="GPU-8f6a", node="node-4", severity="lost", rules=("gpu_lost", "xid_lost"), since_wall=WALL - 7300.0,
+        effect="NoSchedule", held="",
+    ),
+    SickGpu(
+        uuid="GPU-<b>", node="node-2", severity="unhealthy", rules=("xid_fatal",), since_wall=WALL - 90.0,
+        effect="None", held="budget_fleet: 8 of at most 8 GPUs of the fleet are kept from work",
+    ),
+    SickGpu(
+        uuid="GPU-11aa", node="node-2", severity="degraded", rules=("pcie_width",), since_wall=None, effect="", held="",
+    ),
+)  # fmt: skip
 CLUSTER = ClusterSnapshot(
     wall_ns=WALL * 1_000_000_000,
     leading=True,
     complete=True,
     claims={view.uid: view for view in CLAIMS},
     waits=WAITS,
+    sick=SICK,
     samples=SAMPLES,  # type: ignore[arg-type]  # the pools are samples
     own=(own("leader", 1), own("objects", 6, "resourceclaims")),
 )

@@ -89,7 +89,8 @@ class NodeAgent:
 
 async def confirm(bench: Bench) -> None:
     """Says of each rule what it does, as the device taint eviction controller does within moments."""
-    for rule in bench.rules().values():
+    served = DEVICE_TAINT_RULES in bench.server.store.kinds
+    for rule in bench.rules().values() if served else ():
         seen = {
             "type": "EvictionInProgress", "status": "False", "reason": "OtherEffect",
             "observedGeneration": rule["metadata"].get("generation", 0),

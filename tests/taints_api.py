@@ -26,6 +26,7 @@ class StoreApi(ApiClient):
         self._server = server
         self.trouble: deque[ApiReason | str | None] = deque()  # what comes of the next writes; None: they are done
         self.spared = ""  # a kind that it does not concern
+        self.keeps: set[str] = set()  # names of what it lets nobody delete
         self.writes: list[str] = []  # method and kind of those that were done
 
     async def send(
@@ -64,6 +65,8 @@ class StoreApi(ApiClient):
             kind=kind, namespace=namespace, name=name, subresource=subresource,
             manager=params.get("fieldManager", "test"), dry_run=params.get("dryRun") == "All",
         )
+        if method == "DELETE" and name in self.keeps:
+            raise ApiError(ApiReason.FORBIDDEN, f"{method} {path}: another admission policy does not want it")
         trouble = self.trouble.popleft() if self.trouble and kind.plural != self.spared else None
         if isinstance(trouble, ApiReason):
             raise ApiError(trouble, f"{method} {path}: injected")

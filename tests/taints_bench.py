@@ -25,6 +25,8 @@ from claimscope.sim.api.kinds import (
     RESOURCE_SLICES,
 )
 from claimscope.sim.api.server import Kind, SimApiServer
+from claimscope.taints import command
+from claimscope.taints.command import Lifting
 from claimscope.taints.model import Mode
 from claimscope.taints.notebook import Notebook
 from claimscope.taints.sources import PolicySource
@@ -62,11 +64,13 @@ class Leader:
         self.api = ApiClient(OpenAccess(server.url)) if api is None else api
         self.cluster = Cluster()
         self.leads = True
+        self.readable = True  # False: claims cannot be seen
         self.policies = PolicySource(policy, mode)
-        self.notebook = Notebook(self.api, "claimscope", "claimscope-controller")
+        self.notebook = Notebook(self.api, "claimscope", "claimscope-controller", apart=True)
         self.fencing = Fencing(
             self.api, clock, self.cluster, self.policies, self.notebook, identity=identity,
-            leads=lambda: self.leads, readable=lambda: True, count_since_wall=START - 3600,
+            leads=lambda: self.leads, readable=lambda: self.readable, liftable=lambda: True,
+            count_since_wall=START - 3600,
             notes_seconds=0.0,
         )
 
@@ -220,3 +224,9 @@ async def serving(
         for leader in bench.leaders:
             await leader.api.close()
         await server.stop()
+
+
+async def lift(bench: Bench, *, api: ApiClient | None = None, **options: Any) -> Lifting:
+    """`claimscope taints lift` by ann."""
+    wall = bench.clock.wall_ns() / 1e9
+    return await command.lift(api or bench.leader.api, bench.leader.notebook, author="ann", wall=wall, **options)

@@ -57,8 +57,8 @@ class World:
         self.partial: set[str] = set()
         self.cordoned: set[str] = set()
         self.groups: dict[str, str] = {}
-        self.options: dict[str, Any] = {}  # of gather
-        self.extra: dict[str, Any] = {}  # of Inputs
+        self.options: dict[str, Any] = {}  # of Inputs, besides what the cluster says
+        self.extra: dict[str, Any] = {}  # the same
         self.machines: dict[str, dict[str, Any]] = {}  # Nodes as the API server has them
         self.plugin: dict[str, tuple[int, int]] = {}  # node -> GPUs that its device plugin offers, and has withdrawn
         self.unsettled: dict[str, str] = {}
@@ -87,13 +87,13 @@ class World:
         self, node: int, devices: Mapping[str, str], *, parts: Mapping[str, tuple[str, str]] | None = None,
         count: int = 1, generation: int = 1, taints: Mapping[str, list[dict[str, str]]] | None = None,
     ) -> None:
-        """`devices`: name -> uuid; `parts`: name -> uuid and parent."""
+        """`devices`: name -> uuid; `parts`: name -> uuid and parent; "" for one that is not cut yet."""
         listed = [
             a_device(name, {"uuid": uuid, "type": "gpu"}, taints=(taints or {}).get(name))
             for name, uuid in devices.items()
         ]
         listed += [
-            a_device(name, {"uuid": uuid, "parentUUID": parent, "type": "mig"})
+            a_device(name, {**({"uuid": uuid} if uuid else {}), "parentUUID": parent, "type": "mig"})
             for name, (uuid, parent) in (parts or {}).items()
         ]
         obj = a_slice(listed, driver=DRIVER, pool=f"n{node}", count=count)
@@ -147,9 +147,9 @@ class World:
         self.now += seconds
         inputs = gather(
             cluster=self.cluster, inventory=self.inventory, reports=self.reports(),
-            standing=self.standing().values(), policy=self.policy, now_wall=self.now, **self.options,
+            standing=self.standing().values(), policy=self.policy, now_wall=self.now,
         )
-        self.last, memory = plan(dataclasses.replace(inputs, **self.extra), self.memory)
+        self.last, memory = plan(dataclasses.replace(inputs, **self.options, **self.extra), self.memory)
         self.memory, problem = decode(encode(memory), self.now)  # as the next leader would have it
         assert problem == ""
         return self.last

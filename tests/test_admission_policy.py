@@ -30,9 +30,23 @@ def a_rule(node: str = "a", *, name: str | None = None, key: str = "claimscope.i
     spec: Json = {"taint": {"key": key, "value": "xid_fatal", "effect": effect}}
     if selector is not None:
         spec["deviceSelector"] = {**selector, "pool": node} if selector is ALL_FIELDS else selector
-    metadata: Json = {"name": name or f"claimscope.{node}.5f9a1aafdd6a.unhealthy"}
+    metadata: Json = {
+        "name": name or f"claimscope.{node}.5f9a1aafdd6a.unhealthy", "annotations": {"claimscope.io/node": node},
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node, "uid": "u"}],
+    }  # fmt: skip
     metadata |= {"labels": ours if labels is None else labels} if labels != {} else {}
     return {"metadata": metadata, "spec": spec}
+
+
+def with_metadata(**changes: Any) -> Json:
+    """A rule of node a with other metadata."""
+    rule = a_rule()
+    rule["metadata"] |= changes
+    return rule
+
+
+def owner(node: str = "a", **more: Any) -> list[Json]:
+    return [{"apiVersion": "v1", "kind": "Node", "name": node, "uid": "u", **more}]
 
 
 def a_persons_rule(selector: Json | None = ALL_FIELDS) -> Json:
@@ -76,6 +90,14 @@ LET_IN = {
     "an agent follows its device's name": on_rule(
         "UPDATE", a_rule(selector={"driver": "gpu.nvidia.com", "pool": "a", "device": "gpu-4"}), a_rule()
     ),
+    "an agent without the uid of its node": on_rule("CREATE", with_metadata(ownerReferences=[])),
+    "an agent leaves a person's finalizer and owner": on_rule(
+        "UPDATE", with_metadata(finalizers=["x/y"], ownerReferences=[*owner(), *owner("b")]),
+        with_metadata(finalizers=["x/y"], ownerReferences=owner("b")),
+    ),
+    "an agent sets right which node an edited rule is about": on_rule(
+        "UPDATE", a_rule(), with_metadata(annotations={"claimscope.io/node": "b"})
+    ),
     "an agent lifts its rule": on_rule("DELETE", None, a_rule()),
     "an agent on a node with dots": on_rule("CREATE", a_rule("a.b"), node="a.b"),
 
@@ -101,7 +123,10 @@ LEASE_NAME = "agent-lease: an agent writes only the Lease claimscope-agent-a"
 LEASE_NODE = "agent-lease: the annotation claimscope.io/node must be a"
 NAME = "agent-taint-rules: the name must be claimscope.a.<hash>.<severity>"
 LABELS = "agent-taint-rules: the labels must name claimscope and node a"
-SELECTOR = "agent-taint-rules: the selector must name driver, device and the pool a"
+SELECTOR = "agent-taint-rules: the selector must name a device, the pool a and a driver of: gpu.nvidia.com"
+NOTED_NODE = "agent-taint-rules: the annotation claimscope.io/node must be a"
+FINALIZERS = "agent-taint-rules: an agent writes no finalizers"
+OWNER = "agent-taint-rules: the only owner that an agent writes is node a"
 KEY = "agent-taint-rules: the key must begin with claimscope.io/"
 EFFECT = "agent-taint-rules: the effect must be None or NoSchedule"
 OTHERS = "controller-taint-rules: the controller touches only rules labelled app.kubernetes.io/managed-by=claimscope"
@@ -125,10 +150,31 @@ REFUSED: dict[str, tuple[Review, list[str]]] = {
          "agent-lease: the annotation claimscope.io/node must be "],
     ),
 
-    "another node's device": (on_rule("CREATE", a_rule("b")), [NAME, LABELS, SELECTOR]),
+    "another node's device": (
+        on_rule("CREATE", a_rule("b")), [NAME, LABELS, SELECTOR, NOTED_NODE, OWNER]),
     "another node's device under its own name and label": (
         on_rule("CREATE", a_rule(selector={**ALL_FIELDS, "pool": "b"})), [SELECTOR]),
-    "a node whose name begins with its own": (on_rule("CREATE", a_rule("a.b")), [NAME, LABELS, SELECTOR]),
+    "a node whose name begins with its own": (
+        on_rule("CREATE", a_rule("a.b")), [NAME, LABELS, SELECTOR, NOTED_NODE, OWNER]),
+    "another driver's device": (
+        on_rule("CREATE", a_rule(selector={"driver": "net.example.com", "pool": "a", "device": "nic-0"})),
+        [SELECTOR]),
+    "its own rule handed to another driver's device": (
+        on_rule("UPDATE", a_rule(selector={**ALL_FIELDS, "driver": "net.example.com"}), a_rule()), [SELECTOR]),
+    "a rule noted for another node": (
+        on_rule("CREATE", with_metadata(annotations={"claimscope.io/node": "b"})), [NOTED_NODE]),
+    "a rule noted for no node": (on_rule("UPDATE", with_metadata(annotations={}), a_rule()), [NOTED_NODE]),
+    "a finalizer": (on_rule("CREATE", with_metadata(finalizers=["x/y"])), [FINALIZERS]),
+    "a finalizer later": (on_rule("UPDATE", with_metadata(finalizers=["x/y"]), a_rule()), [FINALIZERS]),
+    "a person's finalizer taken away": (
+        on_rule("UPDATE", a_rule(), with_metadata(finalizers=["x/y"])), [FINALIZERS]),
+    "a rule that goes with another node": (on_rule("CREATE", with_metadata(ownerReferences=owner("b"))), [OWNER]),
+    "a rule that goes with another node later": (
+        on_rule("UPDATE", with_metadata(ownerReferences=[*owner(), *owner("b")]), a_rule()), [OWNER]),
+    "a rule that goes with something else of that name": (
+        on_rule("CREATE", with_metadata(ownerReferences=owner(kind="Pod"))), [OWNER]),
+    "a rule that keeps its node": (
+        on_rule("CREATE", with_metadata(ownerReferences=owner(blockOwnerDeletion=True))), [OWNER]),
     "the name that node a.b would use": (
         on_rule("CREATE", a_rule(name="claimscope.a.b.5f9a1aafdd6a.unhealthy")), [NAME]),
     "the name that a node a.5f9a1aafdd6a would use": (
@@ -158,13 +204,16 @@ REFUSED: dict[str, tuple[Review, list[str]]] = {
     "an agent evicts": (on_rule("CREATE", a_rule(effect="NoExecute")), [EFFECT]),
     "an agent goes on to evict": (on_rule("UPDATE", a_rule(effect="NoExecute"), a_rule()), [EFFECT]),
     "an agent's status": (
-        on_rule("UPDATE", a_rule("b"), a_rule("b"), resource="devicetaintrules/status"), [NAME, LABELS, SELECTOR]),
+        on_rule("UPDATE", a_rule("b"), a_rule("b"), resource="devicetaintrules/status"),
+        [NAME, LABELS, SELECTOR, NOTED_NODE]),
     "a rule by a token of no node": (
         on_rule("CREATE", a_rule(), node=None),
         ["agent-taint-rules: the token is bound to no node, so no rule is its own",
          "agent-taint-rules: the name must be claimscope..<hash>.<severity>",
          "agent-taint-rules: the labels must name claimscope and node ",
-         "agent-taint-rules: the selector must name driver, device and the pool "],
+         "agent-taint-rules: the selector must name a device, the pool  and a driver of: gpu.nvidia.com",
+         "agent-taint-rules: the annotation claimscope.io/node must be ",
+         "agent-taint-rules: the only owner that an agent writes is node "],
     ),
 
     "the controller changes a person's rule": (
@@ -215,6 +264,8 @@ NODE: Json = {
 OURS = "node-status: only these conditions may be written: GPUDegraded, GPUUnhealthy, GPUMaintenanceReady"
 STATUS = "node-status: only conditions may be written, no other status"
 METADATA = "node-status: only conditions may be written, no metadata"
+READY = "node-status: only the controller says that a node is ready for maintenance"
+READY_NODE_CONDITIONS = (("Ready", "True"), ("GPUDegraded", "False"), ("GPUMaintenanceReady", "True"))
 OWN_NODE = "node-status: an agent writes only conditions of its own node"
 
 
@@ -240,6 +291,15 @@ STATUS_WRITES: dict[str, tuple[Json, Json, str, str | None, list[str]]] = {
     "ours taken away": (NODE, conditions(("Ready", "True")), AGENT, "a", []),
     "ours by the controller": (NODE, conditions(("Ready", "True"), ("GPUMaintenanceReady", "True")), CONTROLLER, "x",
                                []),
+    "ready for maintenance": (NODE, conditions(*READY_NODE_CONDITIONS), AGENT, "a", [READY]),
+    "ready for maintenance after all": (
+        conditions(*READY_NODE_CONDITIONS[:2], ("GPUMaintenanceReady", "False")), conditions(*READY_NODE_CONDITIONS),
+        AGENT, "a", [READY]),
+    "beside what the controller says of maintenance": (
+        conditions(*READY_NODE_CONDITIONS), conditions(("Ready", "True"), ("GPUDegraded", "True"),
+        ("GPUMaintenanceReady", "True")), AGENT, "a", []),
+    "without what a controller once said of maintenance": (
+        conditions(*READY_NODE_CONDITIONS), conditions(*READY_NODE_CONDITIONS[:2]), AGENT, "a", []),
     "the first status at all": (FIRST, {**FIRST, "status": {"conditions": [{"type": "GPUDegraded"}]}}, AGENT, "a", []),
     "Ready": (NODE, conditions(("Ready", "False"), ("GPUDegraded", "False")), AGENT, "a", [OURS]),
     "Ready by the controller": (NODE, conditions(("Ready", "False")), CONTROLLER, "x", [OURS]),
@@ -369,7 +429,7 @@ def test_each_validation_is_what_refuses_something_alone() -> None:
     alone += [messages[0] for table in tables for messages in table if len(messages) == 1]
     told = {policy.name.removeprefix("claimscope-"): len(policy.spec["validations"]) for policy in policies()}
     assert {name: len({message for message in alone if message.startswith(f"{name}: ")}) for name in told} == {
-        **told, "agent-lease": 2, "agent-taint-rules": 5,
+        **told, "agent-lease": 2, "agent-taint-rules": 8,
     }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 import yaml
 
 from claimscope.clock import SystemClock
+from claimscope.kube.lease import micro_time
 from claimscope.metrics import cluster as cluster_rows
 from claimscope.metrics import controller as own_rows
-from claimscope.sim.api.kinds import LEASES, PODS, RESOURCE_QUOTAS, RESOURCE_SLICES
+from claimscope.sim.api.kinds import LEASES, NODES, PODS, RESOURCE_QUOTAS, RESOURCE_SLICES
 from claimscope.sim.api.server import HttpFault, SimApiServer
 from claimscope.sim.cluster import SimulatedCluster
 from controller_process import (
@@ -121,8 +123,12 @@ async def _more(server: SimApiServer) -> None:
                 "claimscope.io/node": "demo-node-1", "claimscope.io/findings": json.dumps({"findings": found}),
             },
         },
-        "spec": {"holderIdentity": "demo-node-1", "renewTime": "2026-11-21T11:00:00.000000Z"},
+        "spec": {"holderIdentity": "demo-node-1", "renewTime": micro_time(time.time_ns())},
     })
+    serviced = server.get(NODES, "demo-node-2")
+    assert serviced is not None
+    serviced["metadata"].setdefault("annotations", {})["claimscope.io/maintenance"] = "exchange a fan"
+    await server.put(NODES, serviced)
     limits = {"count/resourceclaims.resource.k8s.io": "5"}
     await server.put(RESOURCE_QUOTAS, {
         "metadata": {"name": "claims", "namespace": "team"}, "spec": {"hard": limits},

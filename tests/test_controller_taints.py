@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -34,7 +35,7 @@ async def says(server: SimApiServer, node: str, *findings: dict[str, Any]) -> No
                 "claimscope.io/node": node, "claimscope.io/findings": json.dumps({"findings": findings}),
             },
         },
-        "spec": {"holderIdentity": node, "renewTime": micro_time(round(NOW * 1e9))},
+        "spec": {"holderIdentity": node, "renewTime": micro_time(time.time_ns())},
     })
 
 

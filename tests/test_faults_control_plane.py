@@ -151,7 +151,7 @@ class Rights:
         ("delete", "devicetaintrules", {"gpu-3": BLOCKS, "gpu-5": "unhealthy None"}, "False", ["GPUTaintAnnounced"]),
         ("patch", "nodes/status", {"gpu-5": BLOCKS}, "True", ["GPUTaintLifted", "GPUTainted"]),
         ("create", "events", {"gpu-5": BLOCKS}, "False", []),
-        ("patch", "leases", {"gpu-3": BLOCKS}, "True", []),  # without memory nothing is touched
+        ("patch", "leases", {}, "True", []),  # without memory nothing is put up, and what is over is lifted
     ],
 )
 async def test_a_right_that_is_missing_costs_only_what_it_is_for(
@@ -306,7 +306,13 @@ async def test_a_fleet_of_no_known_devices_is_an_open_breaker() -> None:
 
 async def test_a_leader_that_dies_while_it_writes_leaves_nothing_twice_and_nothing_out() -> None:
     async with serving(nodes=10) as bench:
-        await bench.all_say({f"node-{node}": [finding(f"GPU-{node}-{node}", f"rule_{node}")] for node in range(1, 7)})
+        rules = (
+            "xid_fatal", "xid_repeat_fatal", "reset_failed", "ecc_uncorrected_dram", "row_remap_failure",
+            "thermal_shutdown",
+        )
+        await bench.all_say({
+            f"node-{node}": [finding(f"GPU-{node}-{node}", rule)] for node, rule in enumerate(rules, 1)
+        })
         bench.server.delay(RULES, 0.02)
         bench.leader.see()
         dying = asyncio.create_task(bench.leader.fencing.round())

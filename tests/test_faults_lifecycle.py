@@ -14,16 +14,19 @@ from claimscope.kube.api import ApiClient, OpenAccess
 from claimscope.kube.lease import HeartbeatLease
 from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, LEASES, NODES, RESOURCE_CLAIMS
 from claimscope.state import load
-from claimscope.taints import command
 from claimscope.taints.notebook import PAUSE
 from claimscope.taints.worker import NOTES_SECONDS, ROUND_SECONDS
 from health_help import Bench as Node
-from taints_bench import Bench, Json, finding, serving
+from taints_bench import Bench, Json, finding, lift, serving
 from taints_help import World, a_finding
 
 BROKEN = finding("GPU-1-3")
 SLOW = finding("GPU-1-4", "pcie_width", "degraded")
 BLOCKS = "unhealthy NoSchedule"
+EIGHT_RULES = (
+    "xid_needs_repair", "xid_repeat_fatal", "reset_required", "reset_failed", "sram_ecc_threshold",
+    "row_remap_failure", "retired_pages_many", "driver_event_fatal",
+)
 
 # ---- agents that die -------------------------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ async def test_what_heals_is_freed_in_one_round_with_everything_that_holds_back_
         flood = {
             **standing,
             **{f"node-{node}": [finding(f"GPU-{node}-{gpu}", since=wall) for gpu in range(2)] for node in range(2, 7)},
-            "node-7": [finding(f"GPU-7-{gpu}", f"ecc_uncorrected_{gpu}", since=wall) for gpu in range(8)],
+            "node-7": [finding(f"GPU-7-{gpu}", rule, since=wall) for gpu, rule in enumerate(EIGHT_RULES)],
             "node-8": [finding("GPU-8-0", "xid_needs_reboot", since=wall)],
         }
         node = bench.server.get(NODES, "node-9") or {}
@@ -297,7 +300,7 @@ async def test_uninstalling_lifts_every_rule_and_condition_of_ours_also_edited_o
         edited["spec"]["taint"]["value"] = "mine"
         await bench.server.put(DEVICE_TAINT_RULES, edited)
         bench.leader.leads = False
-        said = await command.lift(bench.leader.api, all_of_ours=True)
+        said = (await lift(bench, all_of_ours=True)).done
         assert len([each for each in said if each.startswith("lifted ")]) == 3
         assert bench.objects(DEVICE_TAINT_RULES) == theirs
         for node in ("node-1", "node-2"):

@@ -17,7 +17,7 @@ from claimscope.health.rules import RULES
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.track import STANDING
 from claimscope.model import Device, Entity, Event, MigInstance, Missing
-from health_help import DAY, HOUR, LONG_AGO, MINUTE, Bench, gpu_device
+from health_help import DAY, HOUR, LONG_AGO, MINUTE, Bench, Gpu, gpu_device
 
 LOST = "the GPU has fallen off the bus or does not answer the driver (NVML: GPU is lost)"
 
@@ -96,13 +96,19 @@ def test_milder_event_never_lowers_the_severity() -> None:
 
 
 def test_event_of_a_device_that_is_not_known_yet_is_not_lost() -> None:
-    engine = HealthEngine(RULES, Thresholds(), boot_id="b")
-    engine.event(Event(entity="GPU-0", kind="xid", code=48, wall_ns=0), {}, 1, 1)
-    assert engine.health() == {}
     bench = Bench(settle=False)
-    bench.engine = engine
+    bench.engine = HealthEngine(RULES, Thresholds(), boot_id="b")
+    for uuid in ("GPU-0", "MIG-0"):
+        event = Event(entity=uuid, kind="xid", code=154, wall_ns=bench.wall_ns)
+        bench.engine.event(event, {}, bench.now_ns, bench.wall_ns, recovery_action=1)
+    assert bench.rules() == {"xid_fatal": "unhealthy"}  # a GPU that the driver names is there
+    bench.take_inventory()
     bench.take_inventory()
     assert bench.rules() == {"xid_fatal": "unhealthy"}
+    part = dataclasses.replace(gpu_device(0), entity=Entity(uuid="MIG-0", parent="GPU-0", gpu=0), pci_bus_id=None)
+    bench.gpus.append(Gpu(device=part))
+    bench.take_inventory()
+    assert bench.rules(1) == {"xid_fatal": "unhealthy"}
 
 
 def test_eight_hundred_thousand_copies_of_one_xid_cost_little() -> None:
@@ -124,9 +130,9 @@ def test_xid_154_speaks_for_the_driver_while_the_reading_does_not_come() -> None
     for index in (0, 1):
         event = Event(entity=f"GPU-{index}", kind="xid", code=154, wall_ns=0)
         bench.engine.event(event, {}, bench.now_ns, bench.wall_ns, recovery_action=2)
-    assert bench.all_rules() == {"GPU-0": {"recovery_action_reboot": "unhealthy"}}
+    assert bench.all_rules() == {"GPU-0": {"xid_needs_reboot": "unhealthy"}}
     bench.run(HOUR)
-    assert bench.all_rules() == {"GPU-0": {"recovery_action_reboot": "unhealthy"}}
+    assert bench.all_rules() == {"GPU-0": {"xid_needs_reboot": "unhealthy"}}
     del bench.gpus[0].missing["recovery_action"]
     bench.gpus[0].text["recovery_action"] = "none"
     bench.run(15)
@@ -164,6 +170,8 @@ def test_new_handles_are_no_reset() -> None:
 def test_reset_that_leaves_a_recovery_action_ends_nothing_and_is_a_finding() -> None:
     bench = Bench()
     bench.xid(48)
+    bench.gpus[0].text["recovery_action"] = "gpu_reset"
+    bench.run(MINUTE)
     bench.reset()
     bench.gpus[0].text["recovery_action"] = "node_reboot"
     bench.run(10 * MINUTE)
@@ -181,8 +189,8 @@ def test_kernel_says_that_a_reset_failed_or_succeeded() -> None:
     assert bench.rules() == {"xid_fatal": "unhealthy", "reset_failed": "unhealthy"}
     bench.engine.reset("GPU-0", succeeded=True, evidence={}, now_ns=bench.now_ns, wall_ns=bench.wall_ns)
     bench.run(5 * MINUTE)
-    assert bench.rules() == {"reset_failed": "unhealthy"}  # until a reboot
-    bench.restart(boot_id="boot-2", at=700)
+    assert bench.rules() == {"xid_fatal": "unhealthy", "reset_failed": "unhealthy"}  # anybody can write such a line
+    bench.reset()
     bench.run(5 * MINUTE)
     assert bench.rules() == {}
 
@@ -424,11 +432,8 @@ def test_mig_devices_have_findings_of_their_own_that_end_with_the_partition() ->
 def test_counter_that_falls_within_an_epoch_is_a_new_baseline() -> None:
     bench = Bench()
     gpu = bench.gpus[0]
-    for value in (4e9, 0.0, 5.0):
-        gpu.raw["ecc_volatile_uncorrected_dram"] = value
-        if value != 0.0:
-            gpu.epoch += 1  # only the fall is within an epoch
-        bench.run(MINUTE)
+    gpu.raw["ecc_volatile_uncorrected_dram"] = 0.0  # from 2
+    bench.run(MINUTE)
     assert bench.rules() == {}
     gpu.raw["ecc_volatile_uncorrected_dram"] += 1
     bench.run(MINUTE)
@@ -710,3 +715,248 @@ def test_clears_follow_their_clean_time(steps: list[tuple[str, int]]) -> None:
     }
     bench.run(30 * HOUR, window=60)
     assert {(uuid, one.rule) for uuid, health in bench.engine.health().items() for one in health.findings} == latched
+
+
+# Recovery actions that only the kernel log tells
+
+
+def _action(bench: Bench, action: int) -> None:
+    event = Event(entity="GPU-0", kind="xid", code=154, wall_ns=bench.wall_ns)
+    bench.engine.event(event, {}, bench.now_ns, bench.wall_ns, recovery_action=action)
+
+
+@pytest.mark.parametrize(
+    ("action", "rules"),
+    [(1, {"xid_fatal": "unhealthy"}), (2, {"xid_needs_reboot": "unhealthy"}), (3, {"xid_degraded": "degraded"})],
+)
+def test_xid_154_ends_by_another_that_wants_nothing(action: int, rules: dict[str, str]) -> None:
+    bench = Bench()
+    bench.gpus[0].without("recovery_action")
+    bench.run(MINUTE)
+    _action(bench, action)
+    bench.run(HOUR)
+    assert bench.rules() == rules
+    _action(bench, 0)
+    assert bench.rules() == {}
+
+
+def test_xid_154_ends_by_the_reset_or_the_reboot_that_it_asks_for() -> None:
+    for action, left in ((1, {}), (2, {"xid_needs_reboot": "unhealthy"})):
+        bench = Bench()
+        bench.gpus[0].without("recovery_action")
+        bench.run(MINUTE)
+        _action(bench, action)
+        bench.run(MINUTE)
+        bench.reset()
+        bench.run(5 * MINUTE)
+        assert bench.rules() == left
+        bench.restart(boot_id="boot-2", at=700)
+        bench.run(5 * MINUTE)
+        assert bench.rules() == {}
+
+
+def test_xid_154_takes_back_no_other_xid() -> None:
+    bench = Bench()
+    bench.gpus[0].without("recovery_action")
+    bench.run(MINUTE)
+    bench.xid(95)
+    _action(bench, 1)
+    _action(bench, 0)
+    assert bench.rules() == {"xid_fatal": "unhealthy"}
+
+
+# Resets
+
+
+def test_xid_from_before_a_reset_is_no_news() -> None:
+    bench = Bench()
+    happened = bench.wall_ns
+    bench.run(MINUTE)
+    bench.reset()
+    bench.run(MINUTE)
+    for code in (95, 151, 64):
+        event = Event(entity="GPU-0", kind="xid", code=code, wall_ns=happened)
+        bench.engine.event(event, {}, bench.now_ns, bench.wall_ns)
+    bench.run(MINUTE)
+    assert bench.rules() == {"xid_needs_repair": "unhealthy"}  # 151 needs a reboot, and the driver wants nothing
+
+
+@pytest.mark.parametrize(("action", "expected"), [("none", {}), ("gpu_reset", {"xid_fatal", "recovery_action"})])
+def test_xid_from_around_a_reset_that_nobody_watched_ends_if_the_driver_wants_nothing(
+    action: str, expected: set[str]
+) -> None:
+    bench = Bench()
+    bench.skip(MINUTE)
+    happened = bench.wall_ns
+    bench.skip(MINUTE)
+    bench.reset()
+    bench.gpus[0].text["recovery_action"] = action
+    bench.restart()
+    bench.take_inventory()
+    bench.run(10)
+    event = Event(entity="GPU-0", kind="xid", code=95, wall_ns=happened)
+    bench.engine.event(event, {}, bench.now_ns, bench.wall_ns)
+    assert bench.findings()["xid_fatal"].since_wall_ns == happened
+    bench.run(3 * MINUTE)
+    assert set(bench.rules()) == expected
+
+
+def test_failed_reset_ends_by_one_that_succeeds() -> None:
+    bench = Bench()
+    bench.gpus[0].text["recovery_action"] = "gpu_reset"
+    bench.run(MINUTE)
+    bench.reset()
+    bench.run(MINUTE)
+    assert bench.rules() == {"recovery_action": "unhealthy", "reset_failed": "unhealthy"}
+    bench.gpus[0].text["recovery_action"] = "none"
+    bench.reset()
+    bench.run(2 * MINUTE)
+    assert bench.rules() == {}
+
+
+def test_fault_that_begins_soon_after_a_reset_is_no_failed_reset() -> None:
+    for before in ("none", "gpu_reset"):
+        bench = Bench()
+        bench.gpus[0].text["recovery_action"] = before
+        bench.run(MINUTE)
+        bench.gpus[0].text["recovery_action"] = "none"
+        bench.reset()
+        bench.run(200)
+        bench.gpus[0].text["recovery_action"] = "gpu_reset"
+        bench.run(30)
+        assert bench.rules() == {"recovery_action": "unhealthy"}
+
+
+def test_reboot_that_leaves_a_recovery_action_is_a_finding() -> None:
+    bench = Bench()
+    bench.gpus[0].text["recovery_action"] = "node_reboot"
+    bench.run(MINUTE)
+    bench.restart(boot_id="boot-2", at=100)
+    bench.take_inventory()
+    bench.run(MINUTE)
+    assert bench.rules() == {"recovery_action_reboot": "unhealthy", "reset_failed": "unhealthy"}
+
+
+def test_counts_that_people_clear_are_no_proof_of_a_reset() -> None:
+    bench = Bench()
+    bench.xid(48)
+    bench.gpus[0].raw.update(ecc_volatile_corrected=0.0, ecc_volatile_uncorrected=0.0)
+    bench.restart()
+    bench.run(5 * MINUTE)
+    assert bench.rules() == {"xid_fatal": "unhealthy"}
+
+
+def test_word_of_a_reset_counts_where_no_total_can_prove_one() -> None:
+    bench = Bench()
+    bench.gpus[0].raw, bench.gpus[0].rate = {}, {}
+    bench.restart()
+    bench.run(MINUTE)
+    bench.xid(48)
+    bench.engine.reset("GPU-0", succeeded=True, evidence={}, now_ns=bench.now_ns, wall_ns=bench.wall_ns)
+    bench.run(2 * MINUTE)
+    assert bench.rules() == {}
+
+
+# MIG devices
+
+
+def _with_mig_device() -> Bench:
+    bench = Bench()
+    part = dataclasses.replace(
+        gpu_device(0), entity=Entity(uuid="MIG-a", gpu=0, parent="GPU-0"), pci_bus_id=None, identity={}
+    )
+    bench.gpus.append(Gpu(device=part, last={}, text={}, raw={"ecc_volatile_uncorrected_sram": 1.0}, rate={}))
+    bench.take_inventory()
+    bench.run(MINUTE)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("action", "rules"), [("none", {"xid_degraded": "degraded"}), ("gpu_reset", {"xid_fatal": "unhealthy"})]
+)
+def test_driver_is_asked_about_a_mig_device_by_its_gpu(action: str, rules: dict[str, str]) -> None:
+    bench = _with_mig_device()
+    bench.gpus[0].text["recovery_action"] = action
+    bench.xid(46, 1)
+    bench.run(MINUTE)
+    assert bench.rules(1) == rules
+
+
+def test_reset_of_a_gpu_ends_what_stands_against_its_mig_devices() -> None:
+    bench = _with_mig_device()
+    bench.xid(95, 1)
+    bench.run(MINUTE)
+    assert bench.rules(1) == {"xid_fatal": "unhealthy"}
+    bench.reset()
+    bench.gpus[0].text["recovery_action"] = "gpu_reset"
+    bench.run(5 * MINUTE)
+    assert bench.rules(1) == {"xid_fatal": "unhealthy"}
+    bench.gpus[0].text["recovery_action"] = "none"
+    bench.run(5 * MINUTE)
+    assert bench.rules(1) == {}
+
+
+def test_newest_event_is_shown_beside_the_first() -> None:
+    bench = Bench()
+    bench.xid(95, pod="ml/a", line="first")
+    bench.xid(95, pod="ml/a", line="again")
+    bench.xid(48, pod="ml/b", line="last")
+    evidence = bench.findings()["xid_fatal"].evidence
+    assert {key: evidence[key] for key in ("xid", "pod", "line", "last_xid", "last_pod", "last_line")} == {
+        "xid": "95", "pod": "ml/a", "line": "first", "last_xid": "48", "last_pod": "ml/b", "last_line": "last",
+    }  # fmt: skip
+
+
+# The PCI bus
+
+
+BUS = {f"0000:{index + 16:02x}:00.0": "nvidia" for index in range(2)}
+
+
+def _second_gpu_gone(bus: dict[str, str] | None, *, rebooted: bool) -> Bench:
+    bench = Bench(2)
+    bench.xid(64, 1)
+    if rebooted:
+        bench.restart(boot_id="boot-2", at=700)
+    bench.engine.bus(bus)
+    bench.gpus[1].silent = True
+    bench.take_inventory(devices=[bench.gpus[0].device])
+    bench.run(5 * MINUTE)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("driver", "rebooted", "expected"),
+    [
+        ("nvidia", False, {"xid_needs_repair", "gpu_missing"}),
+        ("nvidia", True, {"xid_needs_repair", "gpu_missing"}),
+        ("", False, {"xid_needs_repair", "gpu_missing"}),
+        ("", True, {"xid_needs_repair"}),
+        ("vfio-pci", False, {"xid_needs_repair"}),
+        ("vfio-pci", True, {"xid_needs_repair"}),
+        (None, False, {"xid_needs_repair", "gpu_missing"}),
+        (None, True, set()),
+    ],
+)
+def test_gpu_that_nvml_does_not_list_is_what_the_bus_says(
+    driver: str | None, rebooted: bool, expected: set[str]
+) -> None:
+    bus = dict(BUS)
+    if driver is None:
+        del bus["0000:11:00.0"]
+    else:
+        bus["0000:11:00.0"] = driver
+    assert set(_second_gpu_gone(bus, rebooted=rebooted).rules(1)) == expected
+
+
+@pytest.mark.parametrize("bus", [None, {}, {"0000:99:00.0": "nvidia"}])
+def test_bus_that_cannot_be_read_or_lacks_what_nvml_has_decides_nothing(bus: dict[str, str] | None) -> None:
+    assert set(_second_gpu_gone(bus, rebooted=True).rules(1)) == {"xid_needs_repair"}
+    assert set(_second_gpu_gone(bus, rebooted=False).rules(1)) == {"xid_needs_repair", "gpu_missing"}
+
+
+def test_missing_gpu_that_another_driver_takes_is_not_lost_any_more() -> None:
+    bench = _second_gpu_gone(dict(BUS), rebooted=False)
+    bench.engine.bus({**BUS, "0000:11:00.0": "vfio-pci"})
+    bench.take_inventory(devices=[bench.gpus[0].device])
+    assert set(bench.rules(1)) == {"xid_needs_repair"}

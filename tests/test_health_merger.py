@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from claimscope.health.kernel_lines import parse_line
 from claimscope.health.kmsg import KernelReport
-from claimscope.health.merger import MAX_PENDING, EventMerger, Fault
+from claimscope.health.merger import MAX_PENDING, MAX_UNPLACED, EventMerger, Fault
 from claimscope.health.nvlink5 import Action
 from claimscope.health.xids import Verdict
 from claimscope.model import Device, Entity, Event, Inventory, MigInstance
@@ -130,11 +130,9 @@ def test_two_seconds_are_one_fault_and_more_are_two() -> None:
 
 
 def test_another_code_or_another_gpu_is_another_fault() -> None:
-    found = faults(nvml(48), xid(63), nvml(48, entity=OTHER), xid(95, bdf="0000:ff:00"))
+    found = faults(nvml(48), xid(63), nvml(48, entity=OTHER))
 
-    assert short(found) == [
-        (GPU, 48, 0.0, 1), (GPU, 63, 0.0, 1), (OTHER, 48, 0.0, 1), ("pci:0000:ff:00.0", 95, 0.0, 1),
-    ]
+    assert short(found) == [(GPU, 48, 0.0, 1), (GPU, 63, 0.0, 1), (OTHER, 48, 0.0, 1)]
 
 
 def test_the_count_is_that_of_the_source_that_told_most() -> None:
@@ -164,8 +162,9 @@ def test_off_the_bus_in_words_is_xid_79() -> None:
 def test_the_driver_names_the_gpu_before_its_first_xid_while_nvml_does_not_answer() -> None:
     identity = logged(f"NVRM: GPU at PCI:0000:65:00: {GPU}")
 
-    assert short(faults(xid(79), inventory=None)) == [("pci:0000:65:00.0", 79, 0.0, 1)]
+    assert short(faults(xid(79), inventory=None)) == []
     assert short(faults(identity, xid(79), inventory=None)) == [(GPU, 79, 0.0, 1)]
+    assert short(faults(xid(79), identity, inventory=None)) == [(GPU, 79, 0.0, 1)]
 
 
 def test_a_gpu_that_has_left_the_inventory_is_still_known_at_its_place() -> None:
@@ -365,3 +364,64 @@ def test_faults_come_oldest_first(count: int) -> None:
 
     assert [f.wall_ns for f in found] == sorted(f.wall_ns for f in found)
     assert len(found) == 2 * count
+
+
+# ---- Before it is known where the GPUs are
+
+
+def test_what_is_told_of_an_unknown_address_waits_until_a_gpu_is_known_there() -> None:
+    merged = merger(inventory=None)
+    tell(merged, xid(79, count=2), xid(79, at=0.5), xid(95, bdf="0000:ff:00"))
+    assert merged.take(now_ns=FAR_NS) == ()
+    assert not merged.waiting
+    assert [(each.line.bdf, each.line.code, each.count) for each in merged.unplaced] == [
+        (BDF, 79, 3), ("0000:ff:00.0", 95, 1),
+    ]
+    merged.inventory(INVENTORY)
+    assert short(merged.take(now_ns=FAR_NS)) == [(GPU, 79, 0.0, 3)]
+    assert [each.line.code for each in merged.unplaced] == [95]
+
+
+def test_an_xid_of_a_mig_device_waits_until_its_devices_are_known() -> None:
+    merged = merger(inventory=None)
+    merged.place(OTHER, OTHER_BDF)
+    tell(merged, logged("NVRM: Xid (PCI:0000:b3:00 GPU-I:05): 94, Contained"), xid(48, bdf="0000:b3:00"))
+    assert short(merged.take(now_ns=FAR_NS)) == [(OTHER, 48, 0.0, 1)]
+    merged.inventory(INVENTORY)
+    assert short(merged.take(now_ns=FAR_NS)) == [(MIG_1, 94, 0.0, 1)]
+
+
+def test_unknown_addresses_take_a_bounded_place() -> None:
+    merged = merger()
+    for code in range(MAX_UNPLACED + 10):
+        tell(merged, xid(code, bdf="0000:ff:00"))
+    assert (len(merged.unplaced), merged.counts.dropped) == (MAX_UNPLACED, 10)
+
+
+# ---- What a late event adds
+
+
+def test_the_same_xid_of_another_mig_device_is_another_fault_however_soon() -> None:
+    merged = merger()
+    tell(merged, nvml(95, entity=MIG_1))
+    assert short(merged.take(now_ns=3 * SECOND)) == [(MIG_1, 95, 0.0, 1)]
+    tell(merged, nvml(95, entity=MIG_2, at=1.0), now_ns=3 * SECOND)
+    assert short(merged.take(now_ns=6 * SECOND)) == [(MIG_2, 95, 1.0, 1)]
+    tell(merged, nvml(95, entity=MIG_1, at=0.5), nvml(95, entity=MIG_2, at=1.5), now_ns=6 * SECOND)
+    assert merged.take(now_ns=FAR_NS) == ()
+    assert merged.counts.late == 2
+
+
+def test_a_late_line_that_says_another_thing_is_another_fault() -> None:
+    merged = merger()
+    line = "NETIR_LINK_EVT {} XC0 i{} Link {} ({} 0x00000000)"
+    tell(merged, xid(149, line.format("Nonfatal", 1, "03", "0x02600011")))
+    assert len(merged.take(now_ns=3 * SECOND)) == 1
+    tell(merged, xid(149, line.format("Fatal", 0, "09", "0x00000011"), at=1.5), nvml(149, at=1.5), now_ns=3 * SECOND)
+    assert [fault.verdict for fault in merged.take(now_ns=6 * SECOND)] == [Verdict.UNHEALTHY]
+
+    changed = "GPU recovery action changed from 0x0 (None) to {}"
+    tell(merged, xid(154, changed.format("0x3 (Drain P2P)"), at=10), now_ns=10 * SECOND)
+    assert [fault.recovery_action for fault in merged.take(now_ns=13 * SECOND)] == [3]
+    tell(merged, xid(154, changed.format("0x1 (GPU Reset Required)"), at=11.5), now_ns=13 * SECOND)
+    assert [fault.recovery_action for fault in merged.take(now_ns=FAR_NS)] == [1]

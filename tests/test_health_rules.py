@@ -25,7 +25,7 @@ from health_help import COUNTERS, DAY, HEALTHY, HOUR, MINUTE, TEXTS, UNSUPPORTED
 def test_every_rule_has_a_unique_key_and_all_its_numbers() -> None:
     assert len(RULE_BY_KEY) == len(RULES)
     for rule in RULES:
-        assert rule.hold in BY_NAME, rule.key
+        assert rule.hold is None or rule.hold in BY_NAME, rule.key
         assert rule.clean is None or rule.clean in BY_NAME, rule.key
         assert (rule.condition is None) is (rule.on is On.EVENT), rule.key
         assert rule.milder is None or rule.milder in RULE_BY_KEY
@@ -41,7 +41,7 @@ def thresholds_of(rule: Rule) -> set[str]:
             names = {need, of}
         case First():
             names = set()
-    return names | ({rule.hold} if rule.clean is None else {rule.hold, rule.clean})
+    return names | {name for name in (rule.hold, rule.clean) if name is not None}
 
 
 def test_every_threshold_is_used() -> None:
@@ -53,7 +53,7 @@ def test_every_threshold_is_used() -> None:
         "systemic_devices", "systemic_window_seconds", "systemic_release_seconds", "reset_failed_within_seconds",
         "xid_repeat_window_seconds", "xid_burst_seconds", "ecc_uncorrected_errors", "ecc_corrected_per_minute",
         "remapped_rows_uncorrected", "retired_pages", "nvlink_crc_per_second", "pcie_width_load_ratio",
-        "pcie_width_unhealthy_ratio", "pcie_generation_load_ratio", "pcie_replays_factor", "duty_clean_ratio",
+        "pcie_width_unhealthy_ratio", "pcie_generation_load_ratio", "pcie_replays_factor", "duty_clean_ratio", "duty_active_ratio",
         "thermal_margin_celsius", "thermal_margin_clean_celsius", "thermal_shutdown_celsius", "power_excess_ratio",
         "power_absent_watts", "clocks_low_load_ratio", "clocks_low_ratio", "clocks_low_clean_ratio",
         "clocks_low_peers", "hang_utilization_ratio", "hang_memory_ratio", "hang_power_ratio",
@@ -115,12 +115,16 @@ def test_thresholds_can_be_changed_by_name() -> None:
     [
         ({"thermal_slowdown_minuts": 8}, "thermal_slowdown_minuts: there is no such threshold; did you mean "
          "thermal_slowdown_minutes?"),
-        ({"duty_clean_ratio": 5}, "duty_clean_ratio: found 5, expected 0 to 1 ratio"),
+        ({"duty_clean_ratio": 5}, "duty_clean_ratio: found 5, expected 0.001 to 1 ratio"),
         ({"duty_clean_ratio": "much"}, "duty_clean_ratio: found 'much', expected a number (ratio)"),
         ({"duty_clean_ratio": True}, "duty_clean_ratio: found True, expected a number (ratio)"),
-        ({"duty_clean_ratio": float("nan")}, "duty_clean_ratio: found nan, expected 0 to 1 ratio"),
+        ({"duty_clean_ratio": float("nan")}, "duty_clean_ratio: found nan, expected 0.001 to 1 ratio"),
         ({"power_brake_minutes": 11}, "power_brake_minutes: found 11, expected at most power_brake_of_minutes (10), "
          "or it never fires"),
+        ({"thermal_margin_clean_celsius": 1}, "thermal_margin_clean_celsius: found 1, expected at least "
+         "thermal_margin_celsius (3), or nothing ever ends; thermal_margin_clean_celsius: found 1, expected at least "
+         "thermal_shutdown_celsius (2), or nothing ever ends"),
+        ({"stale_seconds": 0}, "stale_seconds: found 0, expected 5 to 2.592e+06 seconds"),
     ],
 )  # fmt: skip
 def test_a_threshold_that_cannot_be_used_is_named(found: dict[str, object], text: str) -> None:
@@ -415,6 +419,14 @@ def test_thermal_slowdown_in_six_of_ten_minutes_and_in_five_of_one_gpu_only() ->
     assert not bench.findings()["thermal_slowdown"].systemic
 
 
+def test_heat_that_slows_it_down_half_of_each_minute_is_found_and_serious_only_most_of_the_time() -> None:
+    bench = Bench(8)
+    bench.gpus[0].last["clock_event_hw_thermal"] = 0.5
+    bench.gpus[1].last["clock_event_hw_thermal"] = 0.2
+    bench.run(HOUR)
+    assert bench.all_rules() == {"GPU-0": {"thermal_slowdown": "degraded"}}
+
+
 def test_thermal_slowdown_most_of_the_time_is_unhealthy_and_clears_after_half_an_hour_without() -> None:
     bench = Bench(8)
     bench.gpus[0].last["clock_event_hw_thermal"] = 0.7
@@ -451,7 +463,7 @@ def test_near_the_shutdown() -> None:
 def test_power_brake_at_thirty_percent() -> None:
     bench = Bench(8)
     bench.gpus[0].last["clock_event_hw_power_brake"] = 0.3
-    bench.gpus[1].last["clock_event_hw_power_brake"] = 0.25
+    bench.gpus[1].last["clock_event_hw_power_brake"] = 0.24
     bench.run(11 * MINUTE)
     assert bench.all_rules() == {"GPU-0": {"power_brake": "degraded"}}
 
@@ -814,3 +826,68 @@ def test_what_ends_latched_rules_is_said() -> None:
     assert latched["xid_lost"] is Survives.RESET
     assert latched["row_remap_failure"] is Survives.REBOOT
     assert Survives.NOTHING not in latched.values()
+
+
+@pytest.mark.parametrize("phase", range(0, 60, 10))
+def test_a_power_limit_that_is_lowered_is_no_excess(phase: int) -> None:
+    bench = Bench()
+    bench.run(phase)
+    bench.gpus[0].last.update(power_limit_enforced=350.0, power_instant=340.0)
+    bench.run(5 * MINUTE)
+    assert bench.rules() == {}
+    bench.gpus[0].last["power_instant"] = 600.0
+    bench.run(2 * MINUTE)
+    assert bench.rules() == {"power_excess": "degraded"}
+
+
+def test_clocks_without_enough_peers_are_said_to_be_not_compared() -> None:
+    bench = Bench(4)
+    bench.gpus[0].last["clock_sm"] = 5e8
+    bench.run(20 * MINUTE)
+    assert (bench.rules(), bench.state("clocks_low")) == ({}, RuleState.NOT_APPLICABLE)
+
+
+def test_a_second_contained_memory_error_waits_for_the_driver_like_the_first() -> None:
+    bench = Bench()
+    for action, severity in (("none", "degraded"), ("none", "degraded"), ("gpu_reset", "unhealthy")):
+        bench.gpus[0].raw["ecc_volatile_uncorrected_dram"] += 1
+        bench.gpus[0].text["recovery_action"] = action
+        bench.run(5)
+        assert bench.rules().get("ecc_uncorrected_dram") != ("unhealthy" if action == "none" else None)
+        bench.run(MINUTE)
+        assert bench.rules()["ecc_uncorrected_dram"] == severity
+
+
+@pytest.mark.parametrize(
+    ("counter", "rule"),
+    [
+        ("ecc_volatile_uncorrected_dram", "ecc_uncorrected_dram"),
+        ("ecc_volatile_uncorrected_sram", "ecc_uncorrected_sram"),
+        ("pcie_errors_fatal", "pcie_errors_fatal"),
+        ("pcie_errors_non_fatal", "pcie_errors_non_fatal"),
+    ],
+)
+def test_errors_right_after_the_start_a_restart_a_reset_or_new_handles_count(counter: str, rule: str) -> None:
+    def started(bench: Bench) -> None:
+        bench.run(30)
+
+    def restarted(bench: Bench) -> None:
+        bench.run(3 * MINUTE)
+        bench.restart()
+
+    def reset(bench: Bench) -> None:
+        bench.run(3 * MINUTE)
+        bench.reset()
+        bench.run(30)
+
+    def new_handles(bench: Bench) -> None:
+        bench.run(3 * MINUTE)
+        bench.gpus[0].epoch += 1
+
+    for before in (started, restarted, reset, new_handles):
+        bench = Bench(settle=False)
+        before(bench)
+        assert bench.rules() == {}
+        bench.gpus[0].raw[counter] += 5
+        bench.run(MINUTE)
+        assert set(bench.rules()) == {rule}, before.__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from claimscope.health.model import Severity
+from claimscope.health.rules import RULES
 from claimscope.health.systemic import needed, together
 from claimscope.health.thresholds import Thresholds
 from health_help import HOUR, MINUTE, Bench
@@ -25,7 +26,8 @@ def test_half_of_the_gpus_and_two_at_least(gpus: int, need: int) -> None:
         ((0, 1, 2, 11), (), ""),
         ((0, 5, 9, 12, 14), (), "bcde"),
         ((0, 100, 101, 102, 103), (), "bcde"),
-        ((0, 1, 2, 3, 500), ("a", "b", "c", "d"), "abcde"),
+        ((0, 1, 2, 3, 500), ("a", "b", "c", "d"), "abcd"),
+        ((0, 1, 2, 3, 13), ("a", "b", "c", "d"), "abcde"),
         ((0, 1, 500), ("a", "b"), "ab"),
     ],
 )
@@ -104,3 +106,93 @@ def test_systemic_findings_survive_a_restart_and_clear_like_others() -> None:
     bench.run(HOUR)
     assert bench.all_rules() == {}
     assert bench.engine.node_findings() == ()
+
+
+# Each rule of heat, power, clocks and links, and what makes it stand: the last value of a reading, or what a counter
+# rises by each minute.
+SHARED: dict[str, dict[str, float | str]] = {
+    "nvlink_down": {"nvlink_up/3": 0.0},
+    "nvlink_errors": {"+nvlink_errors_replay": 1.0},
+    "nvlink_crc": {"+nvlink_errors_crc_flit": 9000.0},
+    "nvlink5_errors": {"+nvlink_errors_receive": 1.0},
+    "nvlink_recovery_failed": {"+nvlink_recoveries_failed": 1.0},
+    "nvlink_recoveries": {"+nvlink_recoveries_successful": 5.0},
+    "fabric_not_ready": {"fabric_state": "in_progress"},
+    "fabric_unhealthy": {"fabric_fault_route_unhealthy": 1.0},
+    "fabric_degraded": {"fabric_fault_degraded_bandwidth": 1.0},
+    "pcie_width": {"pcie_link_width": 8.0},
+    "pcie_generation": {"pcie_link_generation": 3.0},
+    "pcie_replays": {"+pcie_replays": 500.0},
+    "pcie_errors_fatal": {"+pcie_errors_fatal": 1.0},
+    "pcie_errors_non_fatal": {"+pcie_errors_non_fatal": 1.0},
+    "pcie_errors_correctable": {"+pcie_errors_correctable": 50.0},
+    "thermal_slowdown": {"clock_event_hw_thermal": 0.5},
+    "thermal_slowdown_lasting": {"clock_event_hw_thermal": 1.0},
+    "thermal_margin": {"temperature_margin": 2.0},
+    "thermal_shutdown": {"temperature_margin": -7.0},
+    "power_brake": {"clock_event_hw_power_brake": 1.0},
+    "power_excess": {"power_instant": 900.0},
+    "power_absent": {"power_instant": 1.0},
+    "clocks_low": {"clock_sm": 0.9e9},
+}
+
+
+def test_every_rule_of_heat_power_clocks_and_links_may_be_shared() -> None:
+    parts = ("thermal", "power", "clocks", "nvlink", "fabric", "pcie")
+    assert {rule.key for rule in RULES if rule.key.split("_")[0].startswith(parts)} == set(SHARED)
+    assert {rule.key for rule in RULES if rule.correlated} == set(SHARED)
+
+
+@pytest.mark.parametrize("rule", SHARED)
+def test_half_of_a_node_with_one_rule_is_one_finding_of_the_node(rule: str) -> None:
+    bench = Bench(16)  # clocks are compared with those of the other half
+    for gpu in bench.gpus:
+        for counter in ("nvlink_errors_receive", "nvlink_recoveries_failed", "nvlink_recoveries_successful"):
+            gpu.missing.pop(counter, None)
+            gpu.raw[counter] = 0.0
+    bench.run(5)
+    for gpu in bench.gpus[:8]:
+        for key, value in SHARED[rule].items():
+            if key.startswith("+"):
+                gpu.rate[key[1:]] = float(value) / MINUTE
+            elif isinstance(value, str):
+                gpu.text[key] = value
+            else:
+                gpu.last[key] = value
+    bench.run(31 * MINUTE, window=15)
+    shared = {one.rule: one.uuids for one in bench.engine.node_findings()}
+    assert shared[rule] == tuple(sorted(f"GPU-{index}" for index in range(8)))
+    assert all(bench.findings(index)[rule].systemic for index in range(8))
+    assert bench.findings(8) == {}
+
+
+def test_what_comes_hours_later_is_no_follower() -> None:
+    bench = Bench(8)
+    _hot(bench, range(4))
+    bench.run(10 * MINUTE)
+    bench.run(3 * HOUR, window=15)
+    _hot(bench, range(5, 6))
+    bench.run(10 * MINUTE)
+    assert _systemic(bench) == {"GPU-0", "GPU-1", "GPU-2", "GPU-3"}
+    assert bench.rules(5) == {"thermal_slowdown": "degraded"}
+
+
+def test_what_is_worse_on_one_gpu_than_on_the_others_is_its_own() -> None:
+    bench = Bench(2)
+    for index, width in enumerate((8.0, 1.0)):
+        bench.gpus[index].last["pcie_link_width"] = width
+    bench.run(10 * MINUTE)
+    assert [bench.rules(index)["pcie_width"] for index in (0, 1)] == ["degraded", "unhealthy"]
+    assert not any(bench.findings(index)["pcie_width"].systemic for index in (0, 1))
+
+
+def test_what_becomes_worse_on_one_gpu_has_another_cause() -> None:
+    bench = Bench(8)
+    for gpu in bench.gpus[:4]:
+        gpu.last["pcie_link_width"] = 8.0
+    bench.run(10 * MINUTE)
+    assert [bench.findings(index)["pcie_width"].systemic for index in range(4)] == [True] * 4
+    bench.gpus[3].last["pcie_link_width"] = 1.0
+    bench.run(10 * MINUTE)
+    assert bench.rules(3) == {"pcie_width": "unhealthy"}
+    assert [bench.findings(index)["pcie_width"].systemic for index in range(4)] == [True, True, True, False]

@@ -232,7 +232,7 @@ class _Health:
         return self._watch.acknowledge(uuid, rule)
 
     def health_document(self) -> dict[str, object] | None:
-        return {"devices": len(self._watch.view().devices)}
+        return document(self._watch.view(), {"GPU-0": "0", "GPU-1": "1"})
 
 
 def test_the_control_socket_shows_and_acknowledges() -> None:
@@ -242,11 +242,23 @@ def test_the_control_socket_shows_and_acknowledges() -> None:
     def ask(line: bytes) -> dict[str, object]:
         return control.answer(line, _Sampler(), _Health(node.watch))
 
-    assert ask(b'{"command":"health"}') == {"ok": True, "devices": 2}
+    assert ask(b'{"command":"health"}')["ok"] is True
     request = b'{"command":"acknowledge","uuid":"GPU-0","rule":"xid_lost"}'
     assert ask(request) == {"ok": True, "message": "xid_lost of GPU-0 is over; new evidence brings it back"}
     assert ask(request) == {"ok": False, "error": "nothing stands against GPU-0; no device has a finding"}
     assert "health and acknowledge" in str(ask(b'{"command":"heal"}'))
+    now_ns, wall_ns = node.times
+    window = Window(
+        entity="GPU-0", session=1, epoch=1, start_ns=now_ns - SECOND, end_ns=now_ns, end_wall_ns=wall_ns, ticks=10,
+        text={"recovery_action": "gpu_reset"},
+    )  # fmt: skip
+    node.watch.window(window, now_ns, wall_ns)
+    node.xid(79)
+    assert ask(request) == {
+        "ok": True,
+        "message": "xid_lost of GPU-0 is over; new evidence brings it back. The driver still asks for gpu_reset: as "
+        "long as it does, the device is not fit for work",
+    }
 
 
 @pytest.mark.parametrize(
@@ -258,16 +270,21 @@ def test_the_control_socket_shows_and_acknowledges() -> None:
 )
 def test_a_driver_that_was_loaded_anew_and_still_wants_a_reset(error: str, rules: set[str]) -> None:
     node = Watched()
+
+    def run(seconds: int) -> None:
+        for _ in range(seconds):
+            node.run(1)
+            now_ns, wall_ns = node.times
+            window = Window(
+                entity="GPU-0", session=1, epoch=1, start_ns=now_ns - SECOND, end_ns=now_ns, end_wall_ns=wall_ns,
+                ticks=10, text={"recovery_action": "gpu_reset"},
+            )  # fmt: skip
+            node.watch.window(window, now_ns, wall_ns)
+
+    run(5)
     node.watch.inventory(inventory(devices=(), error=error), *node.times)
     node.watch.inventory(inventory(), *node.times)
-    for _ in range(15):
-        node.run(1)
-        now_ns, wall_ns = node.times
-        window = Window(
-            entity="GPU-0", session=1, epoch=1, start_ns=now_ns - SECOND, end_ns=now_ns, end_wall_ns=wall_ns, ticks=10,
-            text={"recovery_action": "gpu_reset"},
-        )  # fmt: skip
-        node.watch.window(window, now_ns, wall_ns)
+    run(15)
     assert {key.removeprefix("GPU-0 ") for key in node.evidence()} == rules
 
 
@@ -405,3 +422,75 @@ def test_who_looked_before_goes_on_behind_what_was_seen(tmp_path: Path) -> None:
     newcomer = KernelLogSource(path, after=None)
     assert newcomer.poll(monotonic_ns=0, wall_ns=WALL) == ()
     newcomer.close()
+
+
+XID_119 = "NVRM: Xid (PCI:0000:10:00): 119, pid=1, name=x, Timeout"
+
+
+def _restarted(kept: bytes, boot_id: str = "boot-1") -> Watched:
+    """An agent that has not heard of NVML yet."""
+    node = Watched(kernel_log=True, journal=kept, boot_id=boot_id)
+    node.watch = HealthWatch(
+        boot_id=boot_id, thresholds=Thresholds(), pod_of=lambda uuid, pid: None, now_ns=NOW, wall_ns=WALL,
+        kernel_log=True, journal=journal_of(kept),
+    )  # fmt: skip
+    return node
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 600.0])
+def test_a_fault_that_the_log_tells_before_nvml_answers_is_found(seconds: float) -> None:
+    node = _restarted(b"")
+    node.log(XID_119, sequence=11)
+    node.run(seconds)
+    view = node.watch.view()
+    assert [each["pci_bus_id"] for each in document(view, {})["unplaced"]] == ["0000:10:00.0"]  # type: ignore[attr-defined]
+    assert f"told of 0000:10:00.0, where no GPU is known: {XID_119}" in words(document(view, {}))
+    assert [each.value for each in own_samples(view) if each.family.endswith("fault_events_unplaced")] == [1.0]
+    node.watch.inventory(inventory(), *node.times)
+    node.run(3)
+    assert set(node.evidence()) == {"GPU-0 xid_fatal"}
+    assert node.watch.view().unplaced == ()
+
+
+def test_a_fault_without_a_gpu_survives_restarts_of_the_agent_but_no_reboot() -> None:
+    node = _restarted(b"")
+    node.log(XID_119, sequence=11)
+    node.run(60)
+    kept = msgspec.json.encode(node.watch.journal())
+    assert json.loads(kept)["kernel_sequence"] == 11
+    assert _restarted(kept, "boot-2").watch.view().unplaced == ()
+    node = _restarted(kept)
+    node.watch.inventory(inventory(), *node.times)
+    node.run(3)
+    assert set(node.evidence()) == {"GPU-0 xid_fatal"}
+
+
+def test_gpus_are_where_the_journal_has_them_until_nvml_answers() -> None:
+    node = Watched(kernel_log=True)
+    node = _restarted(msgspec.json.encode(node.watch.journal()))
+    node.log(XID_119, sequence=11)
+    node.run(3)
+    assert set(node.evidence()) == {"GPU-0 xid_fatal"}
+
+
+def test_errors_of_other_pcie_devices_hold_nothing_up() -> None:
+    node = Watched(kernel_log=True)
+    for sequence in range(1, 40):
+        node.log("pcieport 0000:00:01.0: AER: Corrected error received: 0000:c1:00.0", sequence)
+        node.run(0.25)
+        assert node.watch.journal().kernel_sequence == sequence
+    assert (node.watch.view().foreign, node.watch.view().unplaced) == (39, ())
+
+
+def test_a_quiet_log_is_followed_from_where_it_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "kmsg"
+    path.write_text("6,7,100,-;hello\n")
+    source = KernelLogSource(path, after=None)
+    assert source.poll(monotonic_ns=SECOND, wall_ns=WALL) == ()
+    assert source.sequence == 7
+    source.close()
+    with path.open("a") as log:
+        log.write(f"3,8,200,-;{XID_119}\n")
+    source = KernelLogSource(path, after=7)
+    assert [report.sequence for report in source.poll(monotonic_ns=2 * SECOND, wall_ns=WALL)] == [8]
+    source.close()

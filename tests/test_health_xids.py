@@ -59,7 +59,7 @@ def test_a_code_that_nobody_knows_is_degraded_and_never_fatal(code: int) -> None
 
     assert row.code == code
     if not 1 <= code <= 173:
-        assert (row.verdict, row.known, row.rises_with_action) == (Verdict.DEGRADED, False, False)
+        assert (row.verdict, row.known) == (Verdict.DEGRADED, False)
         assert row.fault is FaultKind.UNKNOWN
 
 
@@ -69,18 +69,11 @@ def test_what_stands_though_the_driver_asks_for_nothing() -> None:
     }
 
 
-def test_what_a_recovery_action_makes_unhealthy() -> None:
-    assert {code for code, row in CATALOGUE.items() if row.rises_with_action} == {
-        74, 94, 109, 144, 145, 146, 147, 148, 149, 150, 155, 159, 166, 170,
-    }
-
-
 def test_what_ends_a_finding() -> None:
     assert {code for code, row in CATALOGUE.items() if row.survives is Survives.REBOOT} == {54, 64}
     assert {code for code, row in CATALOGUE.items() if row.survives is Survives.RESET} == {79, 151}
     assert {code for code, row in CATALOGUE.items() if row.cleared_by is not None} == {163}
     assert verdict_of(163).cleared_by == 162
-    assert {code: row.detail_of for code, row in CATALOGUE.items() if row.detail_of} == {171: 48, 172: 48}
 
 
 def test_what_repeats_mean() -> None:

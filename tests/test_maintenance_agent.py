@@ -36,6 +36,7 @@ from claimscope.taints.maintenance_ask import (
     Answer,
     Ask,
     Responder,
+    answer_text,
     ask_text,
     read_answer,
     read_ask,
@@ -45,6 +46,7 @@ from maintenance_help import FakeNvml
 from sampler_help import quick, running
 
 SECOND = 10**9
+RELEASED = Answer(uid="a1", released=True, processes=0)
 
 # --- what is asked and answered ---
 
@@ -79,7 +81,7 @@ def test_nvml_is_let_go_once_no_process_is_left_and_taken_up_afterwards() -> Non
     responder.hear("release a1")
     assert look(responder, nvml, 2) == Answer(uid="a1", processes=2)
     assert look(responder, nvml, 0) == Answer(uid="a1", processes=0)
-    assert look(responder, nvml, None) == Answer(uid="a1", released=True)
+    assert look(responder, nvml, None) == Answer(uid="a1", released=True, processes=0)
     responder.hear("release a1")
     responder.hear("")
     assert nvml.did == ["count True", "count True", "release", "acquire", "count False"]
@@ -90,18 +92,47 @@ def test_where_processes_cannot_be_counted_nvml_is_let_go_after_a_while() -> Non
     nvml = FakeNvml()
     responder = Responder(nvml)
     responder.hear("release a1")
-    look(responder, nvml, None, UNTOLD_SECONDS - 1)
+    look(responder, nvml, None, 30)
+    look(responder, nvml, None, 30 + UNTOLD_SECONDS - 1)
     assert not nvml.released
-    look(responder, nvml, None, UNTOLD_SECONDS)
+    look(responder, nvml, None, 30 + UNTOLD_SECONDS)
     assert nvml.released
+    assert look(responder, nvml, None) == Answer(uid="a1", released=True)  # without a count
 
 
-def test_an_agent_that_starts_while_it_is_asked_does_not_take_nvml_up() -> None:
+def test_one_count_that_is_missing_after_others_lets_nothing_go() -> None:
     nvml = FakeNvml()
     responder = Responder(nvml)
     responder.hear("release a1")
-    responder.begin()
-    assert nvml.did == ["count True", "release"]
+    look(responder, nvml, 3, 30)
+    look(responder, nvml, None, 61)
+    look(responder, nvml, None, 61 + 10 * UNTOLD_SECONDS)
+    assert not nvml.released
+    nvml.release()  # by hand
+    assert look(responder, nvml, None, 700) == Answer(uid="a1", released=True, processes=3)
+    nvml.acquire()
+    look(responder, nvml, 0, 701)
+    assert nvml.released
+
+
+@pytest.mark.parametrize(
+    ("said", "did"),
+    [
+        (Answer(uid="a1", released=True, processes=0), ["count True", "release"]),
+        (Answer(uid="a1", processes=2), ["count True"]),
+        (Answer(uid="earlier", released=True, processes=0), ["count True"]),
+        (None, ["count True"]),
+    ],
+)
+def test_an_agent_that_is_restarted_leaves_nvml_alone_only_if_it_had_let_it_go(
+    said: Answer | None, did: list[str]
+) -> None:
+    nvml = FakeNvml()
+    responder = Responder(nvml)
+    responder.hear("release a1")
+    responder.begin(said)
+    assert nvml.did == did
+    assert look(responder, nvml, None) == (said if nvml.released else Answer(uid="a1"))
 
 
 def test_what_a_person_let_go_or_took_up_by_hand_is_left_so() -> None:
@@ -188,7 +219,7 @@ async def test_what_is_asked_stays_in_the_lease_and_is_read_soon() -> None:
             asked_seconds=0.01,
         )  # fmt: skip
         await lease.look()
-        assert lease.asked == ""
+        assert lease.asked == lease.note("a") == ""
         lease.set_annotations({"a": "1"})
         task = asyncio.create_task(lease.run())
         await until_true(lambda: server.get(LEASES, "agent", "claimscope") is not None)
@@ -230,7 +261,7 @@ async def until_true(condition: Any) -> None:
 
 @pytest.fixture
 def api_url() -> Iterator[str]:
-    """A simulated API server in a thread, with a Lease in which NVML is asked to be let go."""
+    """A simulated API server in a thread, with a Lease in which NVML is asked to be let go, and was."""
     urls: list[str] = []
     started, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -243,7 +274,7 @@ def api_url() -> Iterator[str]:
                 "metadata": {
                     "name": "claimscope-agent-node-a",
                     "namespace": "monitoring",
-                    "annotations": {ASK: "release a1"},
+                    "annotations": {ASK: "release a1", ANSWER: answer_text(RELEASED)},
                 },
                 "spec": {"holderIdentity": "node-a"},
             },
@@ -277,8 +308,8 @@ def test_an_agent_restarted_in_between_leaves_nvml_alone_until_it_is_given_back(
         "--lease-namespace", "monitoring",
     ) as agent:  # fmt: skip
         agent.wait_served()
-        until(lambda: answered(api_url) == Answer(uid="a1", released=True), 15.0, lambda: agent.log)
-        assert agent.scrape().value("claimscope_agent_nvml_released") == 1
+        agent.until(lambda scrape: scrape.value("claimscope_agent_nvml_released") == 1, 15.0)
+        assert answered(api_url) == RELEASED
         assert "NVML is let go" in agent.log
         assert "driver" not in agent.log.partition("NVML is let go")[0]  # it was never taken up
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from claimscope.sim.api.kinds import ALL_KINDS, NODES
+from claim_objects import device, pool
+from claimscope.sim.api.kinds import ALL_KINDS, NODES, RESOURCE_SLICES
 from claimscope.sim.api.server import SimApiServer
 from claimscope.taints import maintenance_command
 from claimscope.taints.maintenance_command import MaintenanceError, deadline_of
@@ -14,6 +15,7 @@ from controller_process import claimscope
 from kube_help import serving
 
 NOW = 1_700_000_000.0
+PLUGIN_NODE = {"metadata": {"name": "n1"}, "status": {"capacity": {"nvidia.com/gpu": "8"}}}
 CONDITION = {
     "type": "GPUMaintenanceReady",
     "status": "False",
@@ -37,9 +39,12 @@ def test_deadlines(text: str, deadline: str) -> None:
     assert deadline_of(text, NOW) == deadline
 
 
-@pytest.mark.parametrize("text", ["", "soon", "2 h", "2026-11-21", "2026-11-21T18:00:00", "2023-01-01T00:00:00Z"])
+@pytest.mark.parametrize("text", [
+    "", "soon", "2 h", "2026-11-21", "2026-11-21T18:00:00", "2023-01-01T00:00:00Z",
+    "99999999d", f"{10**400}d", "9999-12-31T23:59:59-12:00",
+])  # fmt: skip
 def test_what_is_no_deadline(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is neither a span such as 90m|has passed"):
+    with pytest.raises(ValueError, match=r"is neither a span such as 90m|has passed|is after 2100"):
         deadline_of(text, NOW)
 
 
@@ -52,7 +57,7 @@ def notes(server: SimApiServer) -> dict[str, Any]:
 
 async def test_start_list_and_finish() -> None:
     async with serving(None, *ALL_KINDS) as (server, api):
-        await server.put(NODES, {"metadata": {"name": "n1", "annotations": {"other": "kept"}}})
+        await server.put(NODES, {**PLUGIN_NODE, "metadata": {"name": "n1", "annotations": {"other": "kept"}}})
         assert await maintenance_command.listed(api) == "no node is under maintenance"
         said = await maintenance_command.start(
             api, "n1", reason="fan swap", author="ann", deadline="2026-11-21T18:00:00Z"
@@ -69,7 +74,7 @@ async def test_start_list_and_finish() -> None:
             "n1    NotSeenYet  -      ann  2026-11-21T18:00:00Z  no controller yet; fan swap"
         )
         found = server.get(NODES, "n1") or {}
-        await server.put(NODES, {**found, "status": {"conditions": [CONDITION]}})
+        await server.put(NODES, {**found, "status": {**found["status"], "conditions": [CONDITION]}})
         assert (await maintenance_command.listed(api)).splitlines()[1] == (
             "n1    WaitingForClaims  2026-11-21T11:23:32Z  ann  2026-11-21T18:00:00Z  "
             "Held by claim t/a (pods a-0). Maintenance by ann: fan swap"
@@ -97,9 +102,21 @@ async def test_what_cannot_be_done() -> None:
             await maintenance_command.finish(api, "n1", author="ann", verified=True, now_wall=NOW)
 
 
+async def test_it_is_not_begun_where_nothing_tells_of_a_gpu() -> None:
+    async with serving(None, *ALL_KINDS) as (server, api):
+        await server.put(NODES, {"metadata": {"name": "n1"}})
+        await server.put(RESOURCE_SLICES, pool("n1", device("nic-0")))
+        with pytest.raises(MaintenanceError, match="no ResourceSlice of n1 and no capacity of it names a GPU"):
+            await maintenance_command.start(api, "n1", reason="x", author="ann", deadline=None)
+        assert notes(server) == {}
+        await server.put(RESOURCE_SLICES, pool("n1", device("gpu-0", attributes={"uuid": "GPU-0"})))
+        await maintenance_command.start(api, "n1", reason="x", author="ann", deadline=None)
+        assert notes(server) == {"maintenance": "x", "maintenance-by": "ann"}
+
+
 async def test_on_the_command_line() -> None:
     server = SimApiServer(ALL_KINDS)
-    await server.put(NODES, {"metadata": {"name": "n1"}})
+    await server.put(NODES, PLUGIN_NODE)
     await server.start()
     try:
         where = ("--api-server-url", server.url)

@@ -22,7 +22,7 @@ from claimscope.sim.api.server import HttpFault
 from claimscope.taints import command
 from claimscope.taints.model import Mode
 from claimscope.taints.notebook import MEMORY, PAUSE
-from taints_bench import LEASE, RULES, START, Json, finding, fleet, serving
+from taints_bench import LEASE, RULES, START, Json, finding, fleet, lift, serving
 
 WITHOUT_RULES = tuple(kind for kind in ALL_KINDS if kind is not DEVICE_TAINT_RULES)
 NAME = "claimscope.node-1.5f9a1aafdd6a.unhealthy"  # of GPU-1-3: sha256 of the uuid
@@ -299,7 +299,7 @@ async def test_an_acknowledged_device_is_left_in_work_for_its_time() -> None:
         assert bench.effects() == {}
         notes = await bench.leader.notebook.read()
         assert "ignore.claimscope.io/GPU-1-3" not in notes
-        assert '"author":"ann"' in notes[MEMORY]
+        assert '"author":"ann"' in (await bench.leader.notebook.recall())[MEMORY]
         bench.clock.advance(7300)
         await bench.says("node-1", BROKEN)
         await bench.says("node-2")
@@ -423,7 +423,7 @@ async def test_a_server_that_asks_to_wait_is_not_pressed() -> None:
 
 
 async def test_each_kind_of_failure_is_said_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "claimscope.taints.worker")
+    caplog.set_level("INFO", "claimscope.taints.outcomes")
     async with serving() as bench:
         await bench.says("node-1", BROKEN, SLOW)
         bench.server.fail(RULES, *[HttpFault(status=403)] * 3)
@@ -527,7 +527,7 @@ async def test_lifting_all_takes_everything_that_is_ours_and_nothing_else() -> N
         await bench.server.put(DEVICE_TAINT_RULES, upkeep)
         await bench.says("node-1", BROKEN, SLOW)
         await bench.leader.round()
-        done = await command.lift(bench.leader.api, all_of_ours=True)
+        done = (await lift(bench, all_of_ours=True)).done
         assert sorted(done) == [
             "lifted claimscope.node-1.5f9a1aafdd6a.unhealthy: claimscope.io/unhealthy of effect NoSchedule on "
             "gpu.nvidia.com/node-1/gpu-3",
@@ -545,10 +545,10 @@ async def test_lifting_one_leaves_the_others() -> None:
     async with serving() as bench:
         await bench.says("node-1", BROKEN, SLOW)
         await bench.leader.round()
-        await command.lift(bench.leader.api, names=["GPU-1-3"])
+        await lift(bench, names=["GPU-1-3"])
         assert bench.effects() == {"gpu-4": "degraded None"}
         with pytest.raises(KeyError, match="GPU-9-9"):
-            await command.lift(bench.leader.api, names=["GPU-9-9"])
+            await lift(bench, names=["GPU-9-9"])
 
 
 # ---- what people are told ------------------------------------------------------------------------------------------

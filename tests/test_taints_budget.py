@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from claimscope.claims.model import DeviceKey
 from claimscope.health.model import Severity
-from claimscope.kube.objects import ResourceClaim
+from claimscope.kube.objects import Node, ResourceClaim
 from claimscope.taints import budget
+from claimscope.taints.budget import Rate
 from claimscope.taints.memory import CLOSED, HALF_OPEN, OPEN, Blocked, Breaker, Memory, acknowledged, half_opened
 from claimscope.taints.plan import gather
-from claimscope.taints.policy import BreakerPolicy, Systemic
+from claimscope.taints.policy import BreakerPolicy, Systemic, read_policy
 from inventory_objects import a_rule, make
 from taints_help import DRIVER, START, World, a_finding, gpu
 
@@ -322,3 +324,84 @@ def test_pods_are_counted_that_would_be_deleted(tolerations: list[dict[str, str]
         standing=world.standing().values(), policy=world.policy, now_wall=world.now,
     )
     assert inputs.holders == {DeviceKey(DRIVER, "n1", "gpu-0"): expected}
+
+
+# --- what others keep from work ---
+
+
+def others(policy: str = "mode: enforce") -> World:
+    return World(policy, nodes=10)
+
+
+@pytest.mark.parametrize(
+    ("taint", "used"),
+    [
+        ("node.kubernetes.io/unreachable=:NoExecute", 8),
+        ("node.kubernetes.io/not-ready=:NoSchedule", 8),
+        ("nvsentinel.nvidia.com/quarantine=x:NoSchedule", 8),
+        ("nvsentinel.nvidia.com/quarantine=x:PreferNoSchedule", 0),
+        ("nvidia.com/gpu=present:NoSchedule", 0),
+    ],
+)
+def test_taints_of_a_node_count_all_its_gpus_but_for_those_that_dedicate_it(taint: str, used: int) -> None:
+    world = others()
+    world.tainted("n1", taint)
+    world.round()
+    assert world.last.budgets["fleet"] == (used, 8)
+
+
+def test_which_taints_dedicate_nodes_is_a_matter_of_the_policy() -> None:
+    world = others("mode: enforce\nbudgets: {dedicating_taints: [example.com/gpu]}")
+    world.tainted("n1", "example.com/gpu=:NoSchedule")
+    world.tainted("n2", "nvidia.com/gpu=present:NoSchedule")
+    world.round()
+    assert world.last.budgets["fleet"] == (8, 8)
+
+
+def test_a_node_that_is_not_ready_counts_though_nothing_has_tainted_it_yet() -> None:
+    world = others()
+    for name, status in (("n1", "Unknown"), ("n2", "False"), ("n3", "True")):
+        world.machines[name]["status"] = {"conditions": [{"type": "Ready", "status": status}]}
+        world.cluster.apply("nodes", make(Node, **world.machines[name]), True)
+    world.round()
+    assert world.last.budgets["fleet"] == (16, 8)
+
+
+def test_a_node_under_maintenance_counts_nowhere() -> None:
+    world = others()
+    world.options = {"maintenance": frozenset({"n1"})}
+    world.tainted("n1", "node.kubernetes.io/unreachable=:NoExecute")
+    world.round()
+    assert world.last.budgets["fleet"] == (0, 7)
+
+
+def test_half_a_fleet_that_others_keep_from_work_leaves_no_room() -> None:
+    world = others()
+    for node in range(2, 7):
+        world.tainted(f"n{node}", "node.kubernetes.io/unreachable=:NoExecute")
+    world.find(a_finding(gpu(1, 0)))
+    world.round()
+    assert world.taints() == ["gpu-0@n1 unhealthy=xid_fatal:None"]
+    assert [each.text for each in world.last.held] == ["40 of at most 16 GPUs of group `` are kept from work"]
+
+
+def test_a_rule_of_ours_that_a_person_made_wider_counts_as_wide_as_it_is() -> None:
+    world = others()
+    world.find(a_finding(gpu(1, 0)))
+    world.round()
+    ((name, rule),) = world.cluster.rules.items()
+    assert rule.spec.device_selector is not None
+    whole_pool = msgspec.structs.replace(rule.spec.device_selector, device=None)
+    world.put(msgspec.structs.replace(rule, spec=msgspec.structs.replace(rule.spec, device_selector=whole_pool)))
+    world.find(a_finding(gpu(2, 0)))
+    world.round()
+    assert world.standing()[name].edited
+    assert world.last.budgets["fleet"] == (8, 8)
+    assert ("GPU-2-0", "budget_fleet") in world.held()
+
+
+def test_a_rate_of_nothing_lets_nothing_through_when_half_open() -> None:
+    policy = read_policy("rate: {least: 0, share: 0}", "p.yaml", START)
+    rate = Rate(policy, Memory(), 1000, Breaker(state=HALF_OPEN))
+    assert rate.limit == 0
+    assert rate.refusal(frozenset({"GPU-1"})) is not None

@@ -8,6 +8,7 @@ from claimscope.clock import ManualClock
 from claimscope.health.model import Severity
 from claimscope.kube.objects import Node
 from claimscope.sim.api.kinds import NODES
+from claimscope.taints.apply import api_time
 from claimscope.taints.machines import Boots, driver_changes
 from claimscope.taints.policy import read_policy
 from inventory_objects import make
@@ -60,7 +61,7 @@ def test_a_boot_is_another_boot_id_than_before_and_is_over_after_ten_minutes() -
 
     def look(boot_id: str, seconds: float) -> bool:
         clock.advance(seconds)
-        return boots.just_now(booted(boot_id), clock.monotonic_ns())
+        return boots.just_now(booted(boot_id), clock.monotonic_ns(), clock.wall_ns() / 1e9)
 
     assert look("A", 0) is False  # the first one tells nothing
     assert look("A", 100) is False
@@ -69,6 +70,19 @@ def test_a_boot_is_another_boot_id_than_before_and_is_over_after_ten_minutes() -
     assert look("", 0) is True  # a kubelet that does not say it
     assert look("B", 1) is False
     assert look("C", 1) is True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, True), (599, True), (601, False), (-5, True)]  # a clock that is ahead
+)
+def test_the_boot_that_is_seen_first_is_as_old_as_the_readiness_of_its_kubelet(seconds: int, expected: bool) -> None:
+    clock = ManualClock(monotonic=10**12)
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": api_time(clock.wall_ns() / 1e9 - seconds)}
+    node = make(Node, metadata={"name": "n1"}, status={"nodeInfo": {"bootID": "A"}, "conditions": [ready]})
+    boots = Boots()
+    assert boots.just_now(node, clock.monotonic_ns(), clock.wall_ns() / 1e9) is expected
+    clock.advance(601)
+    assert boots.just_now(node, clock.monotonic_ns(), clock.wall_ns() / 1e9) is False
 
 
 # --- what it holds ---

@@ -9,6 +9,7 @@ import asyncio
 import json
 import tempfile
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,18 @@ class Fencing(RuleBasedStateMachine):
         self.rounds(gone=None if fence.edited else fence)
 
     @precondition(lambda self: self.server.store.table(DEVICE_TAINT_RULES).objects)
+    @rule(data=st.data(), lasts=st.booleans())
+    def the_server_lets_a_rule_go_no_more(self, data: st.DataObject, lasts: bool) -> None:
+        """While what it is about is over, and something else breaks."""
+        name, fence = data.draw(st.sampled_from(sorted(self.ours().items())))
+        self.api.keeps.add(name)
+        self.findings.get(fence.node, {}).clear()
+        self.rounds()
+        if not lasts:
+            self.api.keeps.clear()
+            self.rounds()
+
+    @precondition(lambda self: self.server.store.table(DEVICE_TAINT_RULES).objects)
     @rule(data=st.data(), effect=st.sampled_from(["None", "NoSchedule"]))
     def somebody_edits_a_rule(self, data: st.DataObject, effect: str) -> None:
         name = data.draw(st.sampled_from(sorted(self.ours())))
@@ -382,13 +395,17 @@ class Fencing(RuleBasedStateMachine):
         self.do(self.leader.round())
         after = self.look()
         self.check_new(before, after)
-        assert without_evidence(after) == [], "what is over is lifted in the same round, whatever is held back"
-        assert without_device(after) == []
+        free = replace(after, fences={name: each for name, each in after.fences.items() if name not in self.api.keeps})
+        assert without_evidence(free) == [], "what is over is lifted in the same round, whatever is held back"
+        assert without_device(free) == []
         if not may_lower:
             assert lowered(before, after) == []
         if gone is not None and gone.node in after.nodes:
             again = [each for each in after.fences.values() if each.uuid == gone.uuid and not each.edited]
             assert all(gone.value not in fences.rules_of(each) for each in again), "a person did not want it"
+        if self.api.keeps:  # what did not go is counted from the next round on, and others may have its room or not
+            self.do(self.leader.round())
+            self.check_new(after, self.look())
         self.api.writes.clear()
         self.do(self.leader.round())
         # An Event may follow: what is held back by one bound in the first round may be by another in the second.

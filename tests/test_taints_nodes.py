@@ -18,7 +18,7 @@ from claimscope.taints import apply_nodes, command, machines
 from claimscope.taints.model import Mode, NodeTaint
 from claimscope.taints.policy import read_policy
 from inventory_objects import make
-from taints_bench import Bench, Json, finding, serving
+from taints_bench import Bench, Json, finding, lift, serving
 from taints_help import START, World, a_finding, gpu
 
 LOST, UNHEALTHY, DEGRADED = Severity.LOST, Severity.UNHEALTHY, Severity.DEGRADED
@@ -515,7 +515,7 @@ async def test_uninstalling_takes_our_taints_alone(tmp_path: Path) -> None:
         await bench.says("node-1", BROKEN)
         await bench.leader.round()
         await bench.leader.round()
-        done = await command.lift(bench.leader.api, all_of_ours=True)
+        done = (await lift(bench, all_of_ours=True)).done
         assert "took the taints from node node-1" in done
         assert taints_on(bench) == [FOREIGN]
         assert "claimscope" not in json.dumps((bench.server.get(NODES, "node-1") or {})["metadata"].get("annotations"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,10 +108,25 @@ def test_the_same_news_waits_and_all_news_have_a_rate() -> None:
     announcer = Announcer(ApiClient(OpenAccess("http://127.0.0.1:9")), "one")
     first = Note(about=NODE, reason="GPUTainted", message="", subject="GPU-3")
     assert [announcer.due(first, wall) for wall in (0.0, 1.0, 599.0, 600.0)] == [True, False, False, True]
-    others = [Note(about=NODE, reason="GPUTainted", message="", subject=f"GPU-{n}") for n in range(4, 4 + BURST + 5)]
+    others = [
+        Note(about=replace(NODE, name=f"node-{n}"), reason="GPUTainted", message="", subject="GPU-0")
+        for n in range(BURST + 5)
+    ]
     assert sum(announcer.due(note, 601.0) for note in others) == BURST
     assert announcer.dropped == 5
     assert announcer.due(Note(about=NODE, reason="GPUTainted", message="", subject="later"), 602.0)
+
+
+def test_one_node_leaves_room_for_news_of_others() -> None:
+    announcer = Announcer(ApiClient(OpenAccess("http://127.0.0.1:9")), "one")
+
+    def told(node: str, wall: float) -> int:
+        about = replace(NODE, name=node)
+        notes = (Note(about=about, reason="GPUTaintHeld", message="", subject=f"{wall}/{n}") for n in range(900))
+        return sum(announcer.due(note, wall) for note in notes)
+
+    assert [told("loud", 0.0), told("quiet", 0.0)] == [20, 20]
+    assert [told("loud", 60.0), told("loud", 600.0)] == [1, 9]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 
 from claimscope.sim.api.kinds import ALL_KINDS, DEVICE_TAINT_RULES, NODES, in_version
 from claimscope.sim.api.server import Kind
-from claimscope.taints import command
-from taints_bench import Bench, finding, serving
+from taints_bench import Bench, finding, lift, serving
 
 BROKEN = finding("GPU-1-3")
 SLOW = finding("GPU-1-4", "pcie_width", "degraded")
@@ -80,6 +79,9 @@ ABSENT, BUG, ALPHA, UNKNOWN = "api_absent", "scheduler_bug", "alpha_api", "versi
         ("v1.36.2", ("v1alpha3",), True, ("observe", ALPHA), NONE),
         ("v1.36.3", ("v1beta2",), False, ("enforce", ""), BOTH),
         ("v1.36.3", ("v1alpha3",), True, ("observe", ALPHA), NONE),
+        ("v1.37.0-alpha.1", ("v1beta2",), False, ("observe", BUG), NONE),
+        ("v1.37.0-beta.0", ("v1",), False, ("observe", BUG), NONE),
+        ("v1.37.0-rc.0", ("v1",), False, ("enforce", ""), BOTH),
         # Taken away by hand.
         ("v1.37.0", (), False, ("observe", ABSENT), NONE),
         ("v1.37.0", ("v1beta2",), False, ("enforce", ""), BOTH),
@@ -109,12 +111,14 @@ async def test_an_upgrade_from_alpha_through_a_release_with_the_bug_to_the_stabl
     async with serving(policy=policy, kinds=kinds("v1alpha3"), git_version="v1.35.4") as bench:
         await see(bench)
         assert (bench.effects(), node_taints(bench)) == (BOTH, [])
-        for release, served, effects, tainted in (
-            ("v1.36.1", ("v1beta2", "v1alpha3"), NONE, NODE_TAINT),  # its scheduler exits while any rule stands
-            ("v1.36.3", ("v1beta2", "v1alpha3"), BOTH, []),
-            ("v1.37.0", ("v1", "v1beta2"), BOTH, []),
+        for release, served, seconds, effects, tainted in (
+            ("v1.36.1", ("v1beta2", "v1alpha3"), 0, NONE, NODE_TAINT),  # its scheduler exits while any rule stands
+            ("v1.36.3", ("v1beta2", "v1alpha3"), 0, NONE, NODE_TAINT),  # the scheduler may be upgraded later
+            ("v1.36.3", ("v1beta2", "v1alpha3"), 1800, BOTH, []),
+            ("v1.37.0", ("v1", "v1beta2"), 0, BOTH, []),
         ):
             bench.server.upgrade(release, kinds(*served))
+            bench.clock.advance(seconds)
             await see(bench)
             await see(bench)  # a taint of the node goes when the rules stand
             assert (bench.effects(), node_taints(bench)) == (effects, tainted), release
@@ -150,7 +154,7 @@ async def test_rules_in_alpha_are_found_by_who_uninstalls(tmp_path: Path) -> Non
     policy = a_policy(tmp_path, alpha=True, nodes=False)
     async with serving(policy=policy, kinds=kinds("v1alpha3"), git_version="v1.35.4") as bench:
         await see(bench)
-        await command.lift(bench.leader.api, all_of_ours=True)
+        await lift(bench, all_of_ours=True)
         assert bench.effects() == NONE
 
 
@@ -163,3 +167,15 @@ async def test_rules_that_select_by_class_as_they_could_once_are_not_taken_for_a
         )
         await bench.leader.round()
         assert bench.leader.value("dra_taint_budget_used", "fleet") == 0.0
+
+
+async def test_the_next_leader_does_not_trust_an_upgraded_server_at_once_either() -> None:
+    async with serving(kinds=kinds("v1beta2"), git_version="v1.36.2") as bench:
+        await see(bench)
+        bench.server.upgrade("v1.36.3", kinds("v1beta2"))
+        two = bench.leader = bench.another("two")
+        await see(bench)
+        assert (bench.effects(), shown_mode(bench)) == (NONE, ("observe", BUG))
+        bench.clock.advance(1740)
+        await see(bench)
+        assert (bench.effects(), two.fencing is bench.leader.fencing) == (BOTH, True)

@@ -16,6 +16,7 @@ from claimscope.claims.explain import Explanation
 from claimscope.claims.model import ClaimState, ClaimView, ClusterSnapshot, PendingReason
 from claimscope.export.cluster import ClusterCollector
 from claimscope.metrics import controller
+from claimscope.metrics.cluster import sample
 from claimscope.model import Sample
 from claimscope.web import client
 from claimscope.web.cluster import WEB_FAMILIES, make_cluster_application
@@ -112,7 +113,8 @@ async def test_standby_shows_itself_alone_and_says_who_leads() -> None:
             assert response.status == 200
         async with session.get("/") as response:
             assert "this replica stands by; pod-2 leads" in gzip_text(await response.read())
-        for path in ("/api/v1/claims", "/api/v1/claims/team-a/x", "/api/v1/waits", "/api/v1/capacity"):
+        for path in ("/api/v1/claims", "/api/v1/claims/team-a/x", "/api/v1/waits", "/api/v1/capacity",
+                     "/api/v1/health"):
             async with session.get(path) as response:
                 assert response.status == 503
                 assert (await response.json())["error"] == (
@@ -175,6 +177,7 @@ async def test_claims_of_a_state() -> None:
         ("claims?limit=%D9%A3", "limit='\\u0663' is not a number from 1 to 10000"),
         ("claims?state=stuck", "state='stuck' is none; known are pending, allocated, reserved, prepared, running, "
                                "released, deleted"),
+        ("health?severity=bad", "severity='bad' is none; known are lost, unhealthy, degraded"),
         ("claims?name=x", "unknown parameter 'name'; known are namespace, state, limit"),
     ],
 )  # fmt: skip
@@ -280,7 +283,7 @@ async def test_head_is_get_without_a_body(path: str) -> None:
 async def test_unknown_path_names_the_known_ones() -> None:
     async with serving(Controller()) as (_, _, session), session.get("/api/v1/snapshot") as response:
         assert response.status == 404
-        assert "/api/v1/claims/{namespace}/{name}, /api/v1/waits" in await response.text()
+        assert "/api/v1/claims/{namespace}/{name}, /api/v1/health, /api/v1/waits" in await response.text()
 
 
 async def test_page_shows_what_waits_and_why_escaped() -> None:
@@ -296,6 +299,47 @@ async def test_page_shows_what_waits_and_why_escaped() -> None:
     ):  # fmt: skip
         assert shown in text
     assert "<script" not in text
+
+
+async def test_page_begins_with_sick_gpus_and_what_is_done_about_them() -> None:
+    samples = (*CLUSTER.samples, sample("dra_taint_held", 3, "budget_fleet"), sample("dra_taint_held", 0, "mode"),
+               sample("dra_gpu_nodes", 9, "heard"), sample("dra_gpu_nodes", 1, "silent"))
+    noted = (*CLUSTER.own, controller.own("taint_mode_info", 1, "announce", "enforce", "api_absent"),
+             controller.own("taint_breaker_state", 1, "half_open"), controller.own("taint_paused", 1))
+    asked = Controller(snapshot=replace(CLUSTER, samples=samples, own=noted))
+    async with serving(asked) as (_, _, session), session.get("/") as response:
+        text = await response.text()
+
+    part = text.partition("<h2>Health and taints <small>")[2].partition("<h2>")[0]
+    assert part.partition("</small>")[0] == (
+        "1 lost · 1 unhealthy · 1 degraded · held back: 3 budget fleet · 1 agent silent · breaker half open · "
+        "mode announce · paused"
+    )
+    for shown in ("GPU-8f6a", "node-4", "gpu lost, xid lost", "2 h 1 min", "NoSchedule", "GPU-&lt;b&gt;",
+                  "budget_fleet: 8 of at most 8 GPUs of the fleet are kept from work"):
+        assert shown in part
+    assert text.index("<h2>Health and taints") < text.index("<h2>Taints") < text.index("<h2>Waiting")
+
+
+async def test_page_says_that_no_gpu_is_sick_and_shows_the_first_of_many() -> None:
+    many = tuple(replace(CLUSTER.sick[1], uuid=f"GPU-{at}") for at in range(2000))
+    for sick, shown in (((), "No agent has found anything against a GPU."), (many, "1992 more: <a href=")):
+        async with serving(Controller(snapshot=replace(CLUSTER, sick=sick))) as (_, _, session):
+            async with session.get("/") as response:
+                assert shown in await response.text()
+
+
+async def test_health() -> None:
+    _, document = await fetched(Controller(), "/api/v1/health?severity=lost")
+    assert document == {
+        "unix_seconds": CLUSTER.wall_ns / 1e9, "total": 1,
+        "gpus": [{
+            "uuid": "GPU-8f6a", "node": "node-4", "severity": "lost", "rules": ["gpu_lost", "xid_lost"],
+            "since_unix_seconds": CLUSTER.wall_ns / 1e9 - 7300, "effect": "NoSchedule", "held": "",
+        }],
+    }  # fmt: skip
+    _, document = await fetched(Controller(), "/api/v1/health?node=node-2&limit=1")
+    assert (document["total"], [gpu["uuid"] for gpu in document["gpus"]]) == (2, ["GPU-<b>"])
 
 
 async def test_page_is_short_however_much_waits() -> None:

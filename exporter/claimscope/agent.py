@@ -23,6 +23,7 @@ from claimscope.clock import Clock, SystemClock
 from claimscope.config import Config
 from claimscope.export.collect import Collector
 from claimscope.health.kmsg import start_after
+from claimscope.health.pci import gpus_on_bus
 from claimscope.health.report import FINDINGS_ANNOTATION, findings_annotation
 from claimscope.health.sources import HealthSources, KernelLogSource, thresholds_file
 from claimscope.health.thresholds import Thresholds
@@ -220,7 +221,10 @@ def _judge(node: Node, config: Config, journal: state.JournalState | None, boot_
         kernel_log=kernel_log is not None,
         journal=known,
     )
-    node.health_sources = HealthSources(thresholds=thresholds, kernel_log=kernel_log)
+    bus = gpus_on_bus if config.simulate is None else None  # simulated GPUs are on no bus
+    node.health_sources = HealthSources(thresholds=thresholds, kernel_log=kernel_log, bus=bus)
+    if bus is not None:
+        node.health.bus(bus())  # before the first inventory: it decides what a reboot took away
 
 
 async def _watch_health(node: Node) -> None:

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -394,8 +395,12 @@ def resume(config_file: str | None, **flags: str | None) -> None:
 @taints.command()
 @click.argument("names", nargs=-1, metavar="[RULE|UUID]...")
 @click.option("--all", "everything", is_flag=True, help="All of them, and the conditions on nodes: to uninstall.")
+@_author_option
+@_reason_option
 @_setting_options(config.ControllerConfig, *_CLUSTER)
-def lift(names: tuple[str, ...], everything: bool, config_file: str | None, **flags: str | None) -> None:
+def lift(
+    names: tuple[str, ...], everything: bool, author: str, reason: str, config_file: str | None, **flags: str | None
+) -> None:
     """Delete taints of claimscope. A running controller leaves them away for an hour.
 
     Nothing that is not claimscope's is touched. With --all stop the controller first, or pause it.
@@ -405,12 +410,17 @@ def lift(names: tuple[str, ...], everything: bool, config_file: str | None, **fl
     if bool(names) == everything:
         raise click.UsageError("name what to lift (`claimscope taints list` shows it), or --all")
 
-    async def ask(api: ApiClient, _: Notebook) -> str:
+    async def ask(api: ApiClient, notebook: Notebook) -> str:
         try:
-            done = await command.lift(api, names=names, all_of_ours=everything)
+            found = await command.lift(
+                api, notebook, names=names, all_of_ours=everything, author=author, reason=reason, wall=time.time()
+            )
         except KeyError as error:
             raise _Failure(f"no taint of claimscope is named {error.args[0]} or about such a GPU") from error
-        return "\n".join(done) or "there was nothing to lift"
+        if found.left:
+            _say("\n".join(found.done))
+            raise _Failure("\n".join([f"{len(found.left)} are left:", *found.left]))
+        return "\n".join(found.done) or "there was nothing to lift"
 
     _say(_asking(config_file, flags, ask))
 

@@ -260,7 +260,7 @@ class _Controller:
         makes = config.leader_election == "off"
         return Fencing(
             self.api, self.clock, cluster, self.policies,
-            Notebook(self.api, config.namespace, config.lease_name, makes=makes),
+            Notebook(self.api, config.namespace, config.lease_name, makes=makes, apart=True),
             identity=config.identity, leads=self._leads, readable=readable, liftable=liftable,
             count_since_wall=since_wall,
         )
@@ -314,7 +314,7 @@ class _Controller:
         fencing = leadership.fencing.samples() if made.complete else ()
         return ClusterSnapshot(
             wall_ns=made.wall_ns, leading=True, complete=made.complete, claims=made.claims, waits=made.waits,
-            samples=(*made.samples, *fencing), own=own_samples,
+            sick=leadership.fencing.sick() if made.complete else (), samples=(*made.samples, *fencing), own=own_samples,
         )
 
     def _own(self, leadership: _Leadership | None) -> list[Sample]:
@@ -413,7 +413,7 @@ async def connected(config: ControllerConfig, environ: Mapping[str, str]) -> Asy
     """The API server and the controller's Lease, for a command; ApiErrors become ControllerErrors."""
     api = await _client(config, environ, SystemClock())
     try:
-        yield api, Notebook(api, config.namespace, config.lease_name, makes=True)
+        yield api, Notebook(api, config.namespace, config.lease_name, makes=True, apart=True)
     except ApiError as error:
         raise ControllerError(str(error)) from error
     finally:

@@ -293,7 +293,7 @@ async def _show_fence_after(show: Coroutine[object, object, None], url: str, pro
 async def show_fence(url: str, program: str, say: Say) -> None:
     """The first taint, once it stands, and how one asks about it."""
     api = ApiClient(OpenAccess(url))
-    notebook = Notebook(api, NAMESPACE, "claimscope-controller")
+    notebook = Notebook(api, NAMESPACE, "claimscope-controller", apart=True)
     try:
         async with asyncio.timeout(_FENCED_SECONDS):
             while not (rules := (await command.overview(api, notebook)).rules):  # noqa: ASYNC110 - another process

@@ -277,6 +277,19 @@ class Phase(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SickGpu:
+    """A GPU, or a MIG device, against which its node's agent has found something."""
+
+    uuid: str
+    node: str
+    severity: str  # "lost", "unhealthy", "degraded"
+    rules: tuple[str, ...]  # of health
+    since_wall: float | None  # None: no agent says so, a person does
+    effect: str  # of the taint that claimscope has put up for it; "": none
+    held: str  # why the taint is not put up, or is weaker than wanted; "": it is as wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSnapshot:
     """Everything the controller shows at one moment; immutable, published by one reference assignment."""
 
@@ -285,5 +298,6 @@ class ClusterSnapshot:
     complete: bool = False  # every kind that can be read has been read once
     claims: Mapping[str, ClaimView] = field(default_factory=dict)  # by uid
     waits: tuple[Wait, ...] = ()
+    sick: tuple[SickGpu, ...] = ()  # the worst and longest first
     samples: tuple[Sample | Histogram, ...] = ()  # capacity, taints, quota, migration, drift, histograms, counters
     own: tuple[Sample, ...] = ()  # claimscope_controller_*

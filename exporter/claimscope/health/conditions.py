@@ -26,7 +26,7 @@ from claimscope.health.thresholds import Thresholds
 QUARANTINE_WORD = "quarantine"
 RESET_WORD = "must be reset"
 MISSING_WORD = "not listed"
-NOT_LISTED = f"{MISSING_WORD} by NVML any more, though it was there since this machine booted"
+NOT_LISTED = f"{MISSING_WORD} by NVML any more, though it was there or the NVIDIA driver has it"
 
 # The driver's verdict
 
@@ -72,8 +72,9 @@ def action_peer(look: Look, _: Thresholds) -> Judgement:
 
 
 def reset_failed(look: Look, thresholds: Thresholds) -> Judgement:
-    """It was reset, or its driver loaded, and the driver still wants that."""
-    if look.driver_seconds > thresholds["reset_failed_within_seconds"]:
+    """The driver wanted a reset or reboot, got it, and still wants one."""
+    since = min(look.driver_seconds, look.boot_seconds)
+    if not look.unrepaired or since > thresholds["reset_failed_within_seconds"]:
         return NO
     return _action(look, RESETS | REBOOTS)
 

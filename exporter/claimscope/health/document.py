@@ -34,8 +34,19 @@ new work should come), `lost` (not there any more).
 
 The driver's own recovery action is asked first, the catalogue of XIDs second; a code that is in no catalogue makes a
 device degraded and never more. A figure that cannot be read makes a rule `unknown`, which neither raises a finding
-nor ends one. Only the rise of a counter counts, never its lifetime total. Findings marked `systemic` are shared by many
-GPUs of the node at once, for which one cause outside of them is likely. Findings survive a restart of the agent.
+nor ends one. Only the rise of a counter counts, never its lifetime total. Findings survive a restart of the agent.
+
+Findings marked `systemic` are shared by many GPUs of the node at once, of one rule and equally bad, for which one cause
+outside of them is likely: cooling, the power supply, a switch, firmware. They keep no work away. The first of them
+stand alone until enough have followed within `systemic_window_seconds`, and may be fenced in between: waiting would
+leave a single sick GPU open to new work for as long.
+
+An XID counts from when it happened. One from before a GPU reset that ends it is no finding; one that came while nobody
+watched, before or after a reset, ends after a minute of quiet if the driver wants nothing. A reset is proven by totals
+of the driver that begin anew; what a log says of it counts only where there are none. Of an address at which no GPU is
+known, what the kernel log tells is kept (`claimscope_agent_fault_events_unplaced`) until NVML answers or the log names
+the GPU.
+
 A finding that came and went `flapping_cycles` times within a day stays the next time until a GPU reset, a reboot or an
 acknowledgement; one that it took a reset each time to end, until a reboot or an acknowledgement.
 
@@ -87,8 +98,15 @@ def _rule(rule: Rule) -> tuple[str, ...]:
         scope.append("may be systemic")
     return (
         f"`{rule.key}`", rule.title, "shown only" if rule.severity.rank == 0 else rule.severity.value, _when(rule),
-        _SURVIVES[rule.survives], rule.clears, ", ".join(scope),
+        _survives(rule), rule.clears, ", ".join(scope),
     )  # fmt: skip
+
+
+def _survives(rule: Rule) -> str:
+    """What is judged by readings again and again ends by them, unless it latches."""
+    if not rule.latches and rule.on is not On.EVENT and not isinstance(rule.window, First):
+        return "what its readings outlive"
+    return _SURVIVES[rule.survives]
 
 
 def _when(rule: Rule) -> str:

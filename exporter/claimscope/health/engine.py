@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from claimscope.health import driver_verdict, presence, restore
 from claimscope.health import slot as slots
-from claimscope.health.events import XID, Charge, action_charges, charges, repeated, takes_back, with_event
+from claimscope.health import track as tracks
+from claimscope.health.conditions import REBOOTS, RESETS
+from claimscope.health.events import NO_ACTION, XID, Charge, action_charges, charges, repeated, takes_back, with_event
 from claimscope.health.judge import Judge
-from claimscope.health.ledger import Ledger, Transition
+from claimscope.health.ledger import ENDED_BY_RESET, Ledger, Transition
 from claimscope.health.model import DeviceHealth, Holds, Judgement, Look, RuleState
 from claimscope.health.presence import Presence
 from claimscope.health.restore import EngineState
@@ -22,10 +25,22 @@ from claimscope.health.rules import On, Rule
 from claimscope.health.slot import Slot
 from claimscope.health.systemic import NodeFinding
 from claimscope.health.thresholds import Thresholds
-from claimscope.health.xids import Verdict, verdict_of
+from claimscope.health.xids import RECOVERY_ACTION_CHANGED, Verdict, verdict_of
 from claimscope.model import Device, Event, Inventory, Window
 
 MAX_EARLY_EVENTS = 256
+_LOGGED_ACTION = frozenset({RECOVERY_ACTION_CHANGED})
+_TAKEN_BACK = ("xid_degraded", "xid_fatal", "xid_needs_reboot")  # what XID 154 can speak for, and codes like 163
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """An event of a device that no inventory has named yet."""
+
+    event: Event
+    evidence: Mapping[str, str]
+    decoded: Verdict | None
+    recovery_action: int | None
 
 
 class HealthEngine:
@@ -36,7 +51,7 @@ class HealthEngine:
         self._ledger = Ledger(rules, thresholds)
         self._judge = Judge(rules)
         self._presence = Presence()
-        self._early: deque[tuple[Event, Mapping[str, str], Verdict | None]] = deque(maxlen=MAX_EARLY_EVENTS)
+        self._early: deque[_Early] = deque(maxlen=MAX_EARLY_EVENTS)
         self._driver_loaded_ns: int | None = None
 
     @classmethod
@@ -55,8 +70,14 @@ class HealthEngine:
     def driver_loaded(self, at_ns: int) -> None:
         """Tells since when the driver's module is loaded; resets of single GPUs are found by their counters."""
         self._driver_loaded_ns = at_ns
+        for slot in self._ledger.slots.values():
+            slot.unrepaired = slot.action in RESETS | REBOOTS
 
     # What comes in
+
+    def bus(self, gpus: Mapping[str, str] | None) -> None:
+        """Takes which GPUs the kernel sees on the PCI bus and the driver of each; counts from the next inventory."""
+        self._presence.bus = gpus
 
     def observe(self, window: Window, device: Device, now_ns: int, wall_ns: int) -> None:
         """Judges one device at the end of one window."""
@@ -66,17 +87,20 @@ class HealthEngine:
         if window.end_ns <= slot.end_ns and window.session == slot.session:
             return  # seen already
         span = (window.end_ns - window.start_ns) * 1e-9
-        same, was_reset = slots.take(slot, window, now_ns)
         if slot.first_ns is None:
             slot.first_ns = now_ns
-        if was_reset:
-            ledger.was_reset(slot)
+        if slots.take(slot, window):
+            self._was_reset(slot, slot.end_ns)
+        action = window.text.get("recovery_action")
+        if action is not None:
+            slots.note_action(slot, action)
         before = slot.window
         look = Look(
             device=device, now_ns=now_ns, window=window, lost=slot.lost, links_seen=slot.links_seen,
-            deltas=slots.window_deltas(window, before) if same and before is not None else {},
+            deltas=slots.window_deltas(slot, window),
             seconds=(window.end_ns - before.end_ns) * 1e-9 if before is not None else span,
             boot_seconds=now_ns * 1e-9, driver_seconds=self._driver_seconds(slot, now_ns),
+            driver=driver_verdict.speaker(ledger, slot) if slot.is_mig else None, unrepaired=slot.unrepaired,
         )  # fmt: skip
         slot.window, slot.end_ns, slot.seen_ns, slot.stale = window, window.end_ns, now_ns, False
         self._judge.window(ledger, slot, look, span)
@@ -86,8 +110,10 @@ class HealthEngine:
                 minute = slots.with_peers(slot, minute, ledger.slots.values(), ledger.thresholds)
             self._judge.minute(ledger, slot, minute)
         self._judge.quiet(ledger, slot, look, span)
+        if action == "none":
+            self._take_back(slot, _LOGGED_ACTION, "the driver wants nothing", before_ns=window.start_ns)
         if slot.waiting:
-            driver_verdict.hear(ledger, slot, window)
+            driver_verdict.hear(ledger, slot, driver_verdict.speaker(ledger, slot))
         slot.shown = None
 
     def event(
@@ -107,18 +133,36 @@ class HealthEngine:
         """
         ledger = self._ledger
         ledger.at(now_ns, wall_ns)
-        slot = ledger.slots.get(event.entity)
+        slot = presence.slot_named(ledger, event.entity)
         if slot is None:
-            self._early.append((event, evidence, decoded))
+            self._early.append(_Early(event, evidence, decoded, recovery_action))
             return
+        at_ns = now_ns - max(0, wall_ns - event.wall_ns)
         found: tuple[Charge, ...] = charges(event, evidence, decoded)
         if event.kind == XID:
-            self._take_back(slot, event.code)
-            found += self._repeats(slot, event, evidence)
-        if recovery_action is not None and (slot.stale or not _says_action(slot.window)):
-            found += action_charges(recovery_action, evidence)
+            self._take_back(slot, takes_back(event.code), f"taken back by XID {event.code}")
+            found += self._repeats(slot, event.code, evidence, at_ns)
+        if recovery_action is not None:
+            if recovery_action == NO_ACTION:
+                self._take_back(slot, _LOGGED_ACTION, "the driver wants nothing")
+            elif slot.stale or not _says_action(slot.window):
+                found += action_charges(recovery_action, evidence)
         for charge in found:
-            driver_verdict.charge(ledger, slot, charge, event.code if event.kind == XID else None)
+            self._charge(slot, charge, event, at_ns)
+
+    def _charge(self, slot: Slot, charge: Charge, event: Event, at_ns: int) -> None:
+        """What happened before a reset that repairs it is no news; what may have, ends if all is quiet."""
+        track, rule = slot.tracks.get(charge.rule), self._ledger.rules.get(charge.rule)
+        if track is None or rule is None:
+            return
+        code = event.code if event.kind == XID else None
+        repaired = slot.reset_ns is not None and rule.survives in ENDED_BY_RESET and at_ns <= slot.reset_ns
+        if repaired and at_ns <= slot.before_reset_ns:
+            return
+        news = track.stands and not track.freed
+        driver_verdict.charge(self._ledger, slot, charge, code, event.wall_ns)
+        if repaired and not news and slot.action == "none":
+            tracks.free(track)
 
     def reset(self, uuid: str, *, succeeded: bool, evidence: Mapping[str, str], now_ns: int, wall_ns: int) -> None:
         """Takes the kernel's word that a GPU was reset, or that this failed."""
@@ -127,12 +171,19 @@ class HealthEngine:
         slot = ledger.slots.get(uuid)
         if slot is None:
             return
-        if succeeded:
-            slot.reset_ns = now_ns
-            ledger.was_reset(slot)
-        else:
+        if not succeeded:
             judged = Judgement(holds=Holds.YES, evidence={"reset": "failed", **evidence})
-            driver_verdict.charge(ledger, slot, Charge(rule="reset_failed", judgement=judged), None)
+            driver_verdict.charge(ledger, slot, Charge(rule="reset_failed", judgement=judged), None, wall_ns)
+        elif not slot.proof:  # else its totals tell, which nobody can write
+            self._was_reset(slot, now_ns)
+
+    def _was_reset(self, slot: Slot, before_ns: int) -> None:
+        """A GPU was reset since `before_ns`, and with it the MIG devices that are cut from it."""
+        for one in list(self._ledger.slots.values()):
+            if one is slot or one.device.entity.parent == slot.uuid:
+                one.reset_ns, one.before_reset_ns = self._ledger.now_ns, before_ns
+                one.unrepaired = one.action in RESETS | REBOOTS
+                self._ledger.was_reset(one)
 
     def inventory(self, inventory: Inventory, now_ns: int, wall_ns: int) -> None:
         """Takes what NVML shows, and the events of devices that were not known before."""
@@ -140,9 +191,11 @@ class HealthEngine:
         self._presence.take(self._ledger, inventory)
         if not self._presence.usable:
             return
-        for event, evidence, decoded in [self._early.popleft() for _ in range(len(self._early))]:
-            if event.entity in self._ledger.slots:
-                self.event(event, evidence, now_ns, wall_ns, decoded=decoded)
+        for early in [self._early.popleft() for _ in range(len(self._early))]:
+            self.event(  # which keeps it where its device is still not known
+                early.event, early.evidence, now_ns, wall_ns, decoded=early.decoded,
+                recovery_action=early.recovery_action,
+            )  # fmt: skip
 
     def tick(self, now_ns: int, wall_ns: int) -> None:
         """What happens without a reading: devices that do not answer, waits that are over, readings that are old."""
@@ -174,25 +227,30 @@ class HealthEngine:
             since = max(since, self._driver_loaded_ns)
         return float("inf") if since is None else (now_ns - since) * 1e-9
 
-    def _repeats(self, slot: Slot, event: Event, evidence: Mapping[str, str]) -> tuple[Charge, ...]:
-        if not verdict_of(event.code).repeats:
+    def _repeats(self, slot: Slot, code: int, evidence: Mapping[str, str], at_ns: int) -> tuple[Charge, ...]:
+        if not verdict_of(code).repeats:
             return ()
         thresholds = self._ledger.thresholds
-        bursts = slot.bursts[event.code] = with_event(
-            slot.bursts.get(event.code, ()), event, evidence, self._ledger.now_ns,
+        bursts = slot.bursts[code] = with_event(
+            slot.bursts.get(code, ()), evidence, at_ns,
             burst_ns=round(thresholds["xid_burst_seconds"] * 1e9),
             window_ns=round(thresholds["xid_repeat_window_seconds"] * 1e9),
         )  # fmt: skip
-        return repeated(event.code, bursts)
+        return repeated(code, bursts)
 
-    def _take_back(self, slot: Slot, code: int) -> None:
-        cleared = takes_back(code)
-        track = slot.tracks.get("xid_degraded")
-        if not cleared or track is None or not track.stands or not cleared.intersection(track.codes):
+    def _take_back(self, slot: Slot, codes: frozenset[int], reason: str, *, before_ns: int | None = None) -> None:
+        """Ends findings that are about these XIDs alone, where they were made before that time."""
+        if not codes:
             return
-        track.codes = [one for one in track.codes if one not in cleared]
-        if not track.codes:
-            self._ledger.finish(slot, self._ledger.rules["xid_degraded"], track, f"taken back by XID {code}")
+        for key in _TAKEN_BACK:
+            track = slot.tracks.get(key)
+            if track is None or not track.stands or not codes.intersection(track.codes):
+                continue
+            if before_ns is not None and track.fired_ns > before_ns:
+                continue
+            track.codes = [one for one in track.codes if one not in codes]
+            if not track.codes:
+                self._ledger.finish(slot, self._ledger.rules[key], track, reason)
 
     def _stale(self, slot: Slot) -> None:
         slot.stale = True

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from claimscope.health.conditions import PEERS, REBOOTS, RESETS
+from claimscope.health.conditions import REBOOTS, RESETS
 from claimscope.health.model import Judgement, Severity, Survives
 from claimscope.health.readings import yes
-from claimscope.health.xids import Repeat, Verdict, XidRow, verdict_of
+from claimscope.health.xids import RECOVERY_ACTION_CHANGED, Repeat, Verdict, XidRow, verdict_of
 from claimscope.metrics.state import RECOVERY_ACTIONS
 from claimscope.model import Event
 
 XID = "xid"
+NO_ACTION = 0  # of RECOVERY_ACTIONS
 FATAL_KINDS = frozenset({"fatal_poison", "gpu_unavailable", "dram_retirement_failure"})
 DEGRADED_KINDS = frozenset({"non_fatal_poison", "ecc_single_bit_storm"})
 
@@ -70,16 +71,14 @@ def charges(event: Event, evidence: Mapping[str, str], decoded: Verdict | None) 
 
 
 def action_charges(action: int, evidence: Mapping[str, str]) -> tuple[Charge, ...]:
-    """The rule that a recovery action in the kernel log speaks for."""
+    """The rule that a recovery action in the kernel log speaks for, where it cannot be read: that of such an XID."""
     word = RECOVERY_ACTIONS.get(action, str(action))
     if word == "none":
         return ()
-    found = {"recovery_action": word, **shown(evidence)}
-    for actions, rule in ((RESETS, "recovery_action"), (REBOOTS, "recovery_action_reboot"),
-                          (PEERS, "recovery_action_peer")):
-        if word in actions:
-            return (Charge(rule=rule, judgement=yes(found)),)
-    return (Charge(rule="recovery_action", judgement=yes(found, severity=Severity.DEGRADED)),)
+    meaning = verdict_of(RECOVERY_ACTION_CHANGED).meaning
+    found = {"xid": str(RECOVERY_ACTION_CHANGED), "meaning": meaning, "recovery_action": word, **shown(evidence)}
+    rule = "xid_fatal" if word in RESETS else "xid_needs_reboot" if word in REBOOTS else "xid_degraded"
+    return (Charge(rule=rule, judgement=yes(found)),)
 
 
 def shown(evidence: Mapping[str, str]) -> dict[str, str]:
@@ -93,13 +92,13 @@ def takes_back(code: int) -> frozenset[int]:
 
 
 def with_event(
-    bursts: Iterable[Burst], event: Event, evidence: Mapping[str, str], now_ns: int, *, burst_ns: int, window_ns: int
+    bursts: Iterable[Burst], evidence: Mapping[str, str], at_ns: int, *, burst_ns: int, window_ns: int
 ) -> tuple[Burst, ...]:
     """The bursts of one code of the last day with one more event of it."""
-    kept = tuple(burst for burst in bursts if now_ns - burst.start_ns < window_ns)[-_BURSTS_KEPT:]
-    if kept and now_ns - kept[-1].start_ns < burst_ns:
+    kept = tuple(burst for burst in bursts if at_ns - burst.start_ns < window_ns)[-_BURSTS_KEPT:]
+    if kept and at_ns - kept[-1].start_ns < burst_ns:
         return kept
-    return (*kept, Burst(start_ns=now_ns, pod=evidence.get("pod", ""), unit=evidence.get("unit", "")))
+    return (*kept, Burst(start_ns=at_ns, pod=evidence.get("pod", ""), unit=evidence.get("unit", "")))
 
 
 def repeated(code: int, bursts: tuple[Burst, ...]) -> tuple[Charge, ...]:

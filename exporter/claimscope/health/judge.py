@@ -70,8 +70,8 @@ def _judge(ledger: Ledger, slot: Slot, rows: Iterable[_Row], look: Look, span: f
             continue
         if settled.get(judged.holds) is track.state and track.acknowledged is None:
             continue
-        if judged.provisional and not track.stands and judged.holds is Holds.YES:
-            driver_verdict.wait(ledger, slot, row.rule, track, judged)
+        if judged.provisional and judged.holds is Holds.YES and not driver_verdict.confirmed(row.rule, track, judged):
+            driver_verdict.wait(ledger, slot, row.rule, track, judged, ledger.wall_ns)
             continue
         if track.freed and judged.holds is Holds.NO and wants_something(look):
             judged = NOT_CLEAN

@@ -30,6 +30,7 @@ RECORDS_PER_POLL: Final = 1_000  # some 10 ms of work
 REPORTS_PER_POLL: Final = 512
 _REMEMBERED_TEXTS: Final = 256
 _SECOND_US: Final = 1_000_000
+_MOST_RECORDS_KEPT: Final = 1_000_000  # a ring of 32 MiB with records of 32 bytes
 
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-fA-F]{2})")
 _MARKS: Final = (b"NVRM: ", b"PCIe Bus Error", b"AER: ", b"GPU reset executed")
@@ -124,6 +125,25 @@ def open_kernel_log(path: Path = DEVICE, *, from_start: bool) -> int:
     return descriptor
 
 
+def newest_sequence(read: Callable[[int], bytes]) -> int:
+    """Number of the newest record that is kept, by reading past all of them; -1 where there is none.
+
+    Who begins behind it must know it: what is logged before the next restart has to be found again after that.
+    """
+    newest = -1
+    for _ in range(_MOST_RECORDS_KEPT):
+        try:
+            record = parse_record(read(BUFFER_BYTES))
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):
+                break
+            continue
+        newest = record.sequence if record is not None else newest
+    return newest
+
+
 def start_after(boot_id: str, seen_boot_id: str | None, seen_sequence: int | None) -> int | None:
     """Where to begin: None behind the newest record, else the sequence number of the last record already seen.
 
@@ -162,15 +182,19 @@ class KernelLog:
         read: Callable[[int], bytes],
         *,
         after: int | None = None,
+        caught_up: bool = False,
         accept_written: bool = False,
         records_per_poll: int = RECORDS_PER_POLL,
     ) -> None:
-        """`read` gives one record and raises as a non-blocking os.read does; `after` as start_after says."""
+        """`read` gives one record and raises as a non-blocking os.read does; `after` as start_after says.
+
+        `caught_up`: all up to there has just been read, so that what comes has just been written.
+        """
         self._read = read
         self._accept_written = accept_written
         self._records_per_poll = records_per_poll
         self._last = after
-        self._caught_up = after is None  # what we read now has just been written
+        self._caught_up = caught_up or after is None  # what we read now has just been written
         self._boot_wall_ns: int | None = None
         self._overrun = False
         self._skipped = 0  # too long, since the last record

@@ -41,7 +41,7 @@ class Ledger:
         self.rules: Mapping[str, Rule] = {rule.key: rule for rule in rules}
         self.slots: dict[str, Slot] = {}
         self.now_ns = 0
-        self._wall_ns = 0
+        self.wall_ns = 0
         self._transitions: deque[Transition] = deque(maxlen=MAX_TRANSITIONS)
         self._shared = SharedCauses()
         self._correlated = tuple(rule for rule in rules if rule.correlated)
@@ -54,28 +54,31 @@ class Ledger:
 
     def at(self, now_ns: int, wall_ns: int) -> None:
         """What follows happens now."""
-        self.now_ns, self._wall_ns = now_ns, wall_ns
+        self.now_ns, self.wall_ns = now_ns, wall_ns
 
     # What happens to a finding
 
     def advance(self, slot: Slot, rule: Rule, track: Track, judged: Judgement, span: float) -> None:
         """Takes one judgement about `span` seconds."""
         change = tracks.advance(
-            track, rule, self._times[rule.key], judged, span=span, now_ns=self.now_ns, wall_ns=self._wall_ns
+            track, rule, self._times[rule.key], judged, span=span, now_ns=self.now_ns, wall_ns=self.wall_ns
         )
         if change is not None:
             self._changed(slot, rule, track, change)
 
-    def fire(self, slot: Slot, rule: Rule, track: Track, judged: Judgement, codes: Iterable[int]) -> None:
-        """A finding begins."""
-        change = tracks.fire(track, rule, self._times[rule.key], judged, now_ns=self.now_ns, wall_ns=self._wall_ns)
+    def fire(
+        self, slot: Slot, rule: Rule, track: Track, judged: Judgement, codes: Iterable[int], since_wall_ns: int
+    ) -> None:
+        """A finding begins; what it is about may have happened before, as a log tells afterwards."""
+        wall_ns = min(since_wall_ns, self.wall_ns)
+        change = tracks.fire(track, rule, self._times[rule.key], judged, now_ns=self.now_ns, wall_ns=wall_ns)
         for code in codes:
             tracks.with_code(track, code)
         self._changed(slot, rule, track, change)
 
     def again(self, slot: Slot, rule: Rule, track: Track, judged: Judgement, code: int | None) -> None:
         """One more event speaks for a finding that stands."""
-        change = tracks.again(track, rule, judged, code)
+        change = tracks.again(track, rule, judged, code, now_ns=self.now_ns)
         if change is not None:
             self._changed(slot, rule, track, change)
 
@@ -137,7 +140,7 @@ class Ledger:
             self._tell(slot, rule, change.value, rule.severity, stands=False, evidence={})
             return
         self._tell(slot, rule, change.value, track.severity, stands=True, evidence=track.evidence)
-        if rule.correlated and change is not Change.WORSE:
+        if rule.correlated:
             for shared in self._shared.mark(rule.key, self.slots.values(), self.thresholds):
                 self._tell_systemic(shared, rule, "shared by many GPUs")
 
@@ -148,7 +151,7 @@ class Ledger:
         self._transitions.append(
             Transition(
                 uuid=slot.uuid, rule=rule.key, reason=reason, severity=severity, stands=stands,
-                wall_ns=self._wall_ns, evidence=dict(evidence),
+                wall_ns=self.wall_ns, evidence=dict(evidence),
             )
         )  # fmt: skip
 
@@ -175,4 +178,4 @@ def wants_something(look: Look) -> bool:
     """The driver says that something must be done, or the device is not there to say so."""
     if look.window is None:
         return True
-    return look.window.text.get("recovery_action", "none") != "none"
+    return (look.driver or look.window).text.get("recovery_action", "none") != "none"

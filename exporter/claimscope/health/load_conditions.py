@@ -6,6 +6,7 @@ from claimscope.health.model import Judgement, Look
 from claimscope.health.readings import (
     CHOSEN_CLOCKS,
     NO,
+    NOT_APPLICABLE,
     NOT_CLEAN,
     UNKNOWN,
     absent,
@@ -19,26 +20,33 @@ from claimscope.health.thresholds import Thresholds
 from claimscope.model import Window
 
 
-def _duty(look: Look, key: str, thresholds: Thresholds) -> Judgement:
-    """The part of the minute in which the driver named this reason."""
+def _duty(look: Look, key: str, thresholds: Thresholds, *, added_up: bool = False) -> Judgement:
+    """In which part of the minute the driver named this reason: enough of it, or however much there is."""
     held = look.deltas.get(key)
     if held is None:
         return UNKNOWN if look.window is None else absent(look.window, key)
     duty = min(1.0, held / look.seconds)
     if duty < thresholds["duty_clean_ratio"]:
         return NO
+    if duty < thresholds["duty_active_ratio"] and not added_up:
+        return NOT_CLEAN
     evidence = {key: f"{percent(duty)} of the minute"}
     window = look.window
     if window is not None:
         for name in ("temperature_gpu", "temperature_margin", "power_instant"):
             if name in window.last:
                 evidence[name] = number(window.last[name])
-    return yes(evidence, weight=duty)
+    return yes(evidence, weight=duty if added_up else 1.0)
 
 
 def thermal_slowdown(look: Look, thresholds: Thresholds) -> Judgement:
     """The hardware slows itself down for heat."""
     return _duty(look, "clock_event_hw_thermal", thresholds)
+
+
+def thermal_slowdown_lasting(look: Look, thresholds: Thresholds) -> Judgement:
+    """How long the hardware slows itself down for heat, all added up."""
+    return _duty(look, "clock_event_hw_thermal", thresholds, added_up=True)
 
 
 def power_brake(look: Look, thresholds: Thresholds) -> Judgement:
@@ -86,11 +94,11 @@ def thermal_shutdown(look: Look, thresholds: Thresholds) -> Judgement:
 
 
 def power_excess(look: Look, thresholds: Thresholds) -> Judgement:
-    """More power than the limit in force, over a whole minute."""
+    """More power over a whole minute than any limit that was in force within it."""
     watts = mean(look, "power_instant")
     if isinstance(watts, Judgement) or look.window is None:
         return watts if isinstance(watts, Judgement) else UNKNOWN
-    limit = look.window.last.get("power_limit_enforced")
+    limit = look.highest.get("power_limit_enforced")
     if not limit:
         return absent(look.window, "power_limit_enforced")
     if watts <= limit * thresholds["power_excess_ratio"]:
@@ -112,6 +120,8 @@ def power_absent(look: Look, thresholds: Thresholds) -> Judgement:
 
 def clocks_low(look: Look, thresholds: Thresholds) -> Judgement:
     """Slower than its busy peers of the same model, without any reason that the driver names."""
+    if look.peers is not None and look.peers < thresholds["clocks_low_peers"]:
+        return NOT_APPLICABLE
     hertz, load = mean(look, "clock_sm"), mean_load(look)
     if isinstance(hertz, Judgement):
         return hertz

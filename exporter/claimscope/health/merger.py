@@ -4,10 +4,14 @@ NVML and the kernel log tell of the same XID: NVML with the MIG device, the log 
 registers. Events of one code on one GPU within two seconds are one fault, of which both sources and everything they
 know are kept. Nothing depends on the order in which the two come in: a fault is handed out a moment after its first
 event, when the other source has had its time.
+
+The log names GPUs by their PCI addresses, and may tell of them before NVML does, or while it does not answer. What is
+told of an address at which no GPU is known is kept until one is: it may be the only word of that fault.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,15 +24,20 @@ from claimscope.health.nvlink5 import Decode
 from claimscope.health.xids import Verdict, verdict_of
 from claimscope.model import Event, Inventory
 
+logger = logging.getLogger(__name__)
+
 SAME_FAULT_NS: Final = 2_000_000_000
 LATENESS_NS: Final = 500_000_000
 MAX_PENDING: Final = 8_192
+MAX_UNPLACED: Final = 256
 _FOLD_EVERY: Final = 1_024
 _FORGET_AFTER_NS: Final = 600_000_000_000
+_HANDED_KEPT: Final = 16
 
 NVML: Final = "nvml"
 KERNEL: Final = "kernel"
 
+_PCIE: Final = frozenset({LineKind.PCIE_FATAL, LineKind.PCIE_NON_FATAL, LineKind.PCIE_CORRECTED})
 _SEVERE_FIRST: Final[Mapping[Verdict, int]] = {Verdict.UNHEALTHY: 0, Verdict.DEGRADED: 1, Verdict.RECORD: 2}
 
 
@@ -36,8 +45,7 @@ _SEVERE_FIRST: Final[Mapping[Verdict, int]] = {Verdict.UNHEALTHY: 0, Verdict.DEG
 class Fault(Event):
     """One thing that happened to one device. `kind` is "xid", "gpu_reset", "pcie_fatal", ... or as NVML says.
 
-    `entity` is "pci:<address>" where no device of the inventory is known at that address: it may have been lost before
-    we came. A GPU that fell off the bus is XID 79, also where the log says so in words only.
+    A GPU that fell off the bus is XID 79, also where the log says so in words only.
     """
 
     boot_id: str
@@ -57,7 +65,7 @@ class MergerCounts:
 
     late: int = 0  # came after their fault had been handed out, and add nothing to it
     foreign: int = 0  # PCIe errors of other devices
-    dropped: int = 0  # more at once than are kept
+    dropped: int = 0  # more at once, or more of addresses without a GPU, than are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +92,16 @@ class _Key:
     code: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Handed:
+    """A fault as it was handed out, which later events may add something to."""
+
+    begin_ns: int
+    at_ns: int
+    entities: frozenset[str]
+    said: frozenset[object]
+
+
 class EventMerger:
     """Takes events of both sources as they come and hands out faults. Pure: all times are given."""
 
@@ -104,17 +122,28 @@ class EventMerger:
         self._since_fold = 0
         self._places = _Places()
         self._driver_version: str | None = None
-        self._told: dict[_Key, tuple[int, int]] = {}  # begin of the fault handed out last, and when that was
+        self._handed: dict[_Key, tuple[_Handed, ...]] = {}
+        self._unplaced: dict[object, tuple[KernelReport, int]] = {}  # with when it came
 
     @property
     def waiting(self) -> bool:
         """There are faults that were told and not handed out yet."""
         return bool(self._pending)
 
+    @property
+    def unplaced(self) -> tuple[KernelReport, ...]:
+        """What the kernel log told of addresses at which no GPU is known."""
+        return tuple(report for report, _ in self._unplaced.values())
+
+    def place(self, uuid: str, bdf: str) -> None:
+        """Learns where a GPU was when this machine was looked at last."""
+        self._places.learn_place(uuid, bdf)
+
     def inventory(self, inventory: Inventory) -> None:
         """Learns where the GPUs are. One that is gone is still known at its place until another takes it."""
         self._driver_version = inventory.driver_version or self._driver_version
         self._places.learn(inventory)
+        self._place_what_waits()
 
     def nvml(self, event: Event, *, now_ns: int) -> None:
         """An event as NVML told it."""
@@ -134,7 +163,12 @@ class EventMerger:
         """What the kernel log told."""
         line = report.line
         if line.kind is LineKind.GPU_IDENTITY:
-            self._places.learn_line(line)
+            if line.bdf is not None and line.uuid is not None:
+                self._places.learn_place(line.uuid, line.bdf)
+                self._place_what_waits()
+            return
+        if not self._places.has(line):
+            self._keep(report, now_ns)
             return
         kind = LineKind.XID if line.kind is LineKind.FALLEN_OFF_BUS else line.kind
         self._add(
@@ -151,6 +185,31 @@ class EventMerger:
             )
         )
 
+    def _keep(self, report: KernelReport, now_ns: int) -> None:
+        """Of what is said of one address, the first report of each kind; PCIe errors are mostly of other devices."""
+        line = report.line
+        if line.kind in _PCIE:
+            self.counts.foreign += report.count
+            return
+        key = (line.bdf, line.gpu_instance, line.kind, line.code, line.nvlink, line.recovery_action)
+        known = self._unplaced.get(key)
+        if known is not None:
+            self._unplaced[key] = replace(known[0], count=known[0].count + report.count), known[1]
+        elif len(self._unplaced) >= MAX_UNPLACED:
+            self.counts.dropped += report.count
+        else:
+            self._unplaced[key] = report, now_ns
+            logger.warning(
+                "the kernel log tells of %s %d at %s, where no GPU is known; it is kept until one is",
+                line.kind.value, line.code, line.bdf,
+            )  # fmt: skip
+
+    def _place_what_waits(self) -> None:
+        placed = [key for key, (report, _) in self._unplaced.items() if self._places.has(report.line)]
+        for key in placed:
+            report, arrived_ns = self._unplaced.pop(key)
+            self.kernel(report, now_ns=arrived_ns)
+
     def take(self, *, now_ns: int) -> tuple[Fault, ...]:
         """The faults that are complete, oldest first."""
         by_key: dict[_Key, list[_Told]] = defaultdict(list)
@@ -161,8 +220,9 @@ class EventMerger:
         for key, items in by_key.items():
             for cluster in _clusters(self._timely(key, items), self._same_fault_ns):
                 if min(told.arrived_ns for told in cluster) + self._wait_ns <= now_ns:
-                    self._told[key] = (cluster[0].wall_ns, now_ns)
-                    faults.extend(self._faults(key, cluster))
+                    found = list(self._faults(key, cluster))
+                    faults.extend(found)
+                    self._note_handed(key, cluster, found, now_ns)
                 else:
                     waiting.extend(cluster)
         self._pending = waiting
@@ -181,23 +241,37 @@ class EventMerger:
         self._pending.append(told)
 
     def _timely(self, key: _Key, items: list[_Told]) -> list[_Told]:
-        """Without those whose fault was handed out before they came."""
-        last = self._told.get(key)
-        if last is None:
+        """Without those whose fault was handed out before they came, if they add nothing to it."""
+        handed = self._handed.get(key)
+        if handed is None:
             return items
-        timely = [told for told in items if not last[0] <= told.wall_ns <= last[0] + self._same_fault_ns]
+        timely = [told for told in items if not self._adds_nothing(key, told, handed)]
         self.counts.late += len(items) - len(timely)
         return timely
 
+    def _adds_nothing(self, key: _Key, told: _Told, handed: Iterable[_Handed]) -> bool:
+        before = [one for one in handed if one.begin_ns <= told.wall_ns <= one.begin_ns + self._same_fault_ns]
+        if not before:
+            return False
+        entity, said = self._places.named(told, key.device), _said(told)
+        named = entity is None or entity == self._places.gpu_at.get(key.device)
+        return (named or any(entity in one.entities for one in before)) and (
+            said is None or any(said in one.said for one in before)
+        )
+
+    def _note_handed(self, key: _Key, cluster: Sequence[_Told], found: Iterable[Fault], now_ns: int) -> None:
+        handed = _Handed(
+            begin_ns=cluster[0].wall_ns, at_ns=now_ns, entities=frozenset(fault.entity for fault in found),
+            said=frozenset(said for told in cluster if (said := _said(told)) is not None),
+        )  # fmt: skip
+        self._handed[key] = (*self._handed.get(key, ()), handed)[-_HANDED_KEPT:]
+
     def _faults(self, key: _Key, cluster: Sequence[_Told]) -> Iterable[Fault]:
         """Usually one; one for each MIG device where several are named."""
-        gpu = self._places.gpu_at.get(key.device)
-        if key.kind.startswith("pcie_") and gpu is None:
-            self.counts.foreign += sum(told.count for told in cluster)
-            return
+        gpu = self._places.gpu_at.get(key.device, key.device)
         named = [(self._places.named(told, key.device), told) for told in cluster]
         parts = sorted({entity for entity, _ in named if entity is not None and entity != gpu})
-        for part in parts or [gpu or f"pci:{key.device}"]:
+        for part in parts or [gpu]:
             yield self._fault(key, part, [told for entity, told in named if entity in (part, gpu, None)])
 
     def _fault(self, key: _Key, entity: str, cluster: Sequence[_Told]) -> Fault:
@@ -242,7 +316,7 @@ class EventMerger:
 
     def _forget(self, now_ns: int) -> None:
         since_ns = now_ns - _FORGET_AFTER_NS
-        self._told = {key: each for key, each in self._told.items() if each[1] >= since_ns}
+        self._handed = {key: each for key, each in self._handed.items() if each[-1].at_ns >= since_ns}
 
 
 class _Places:
@@ -252,8 +326,10 @@ class _Places:
         self.gpu_at: dict[str, str] = {}
         self._bdf_of: dict[str, str] = {}  # uuid of a GPU or MIG device -> address of the GPU
         self._mig_at: Mapping[tuple[str, int], Mapping[int, str]] = {}  # address, GPU instance -> compute instance
+        self.known = False  # an inventory has said where the GPUs are
 
     def learn(self, inventory: Inventory) -> None:
+        self.known = self.known or bool(inventory.devices)
         for device in inventory.devices:
             if device.entity.parent is None and device.pci_bus_id is not None:
                 self._bdf_of[device.entity.uuid] = device.pci_bus_id
@@ -266,11 +342,14 @@ class _Places:
                 mig[bdf, device.mig.gpu_instance_id][device.mig.compute_instance_id] = device.entity.uuid
         self._mig_at = mig
 
-    def learn_line(self, line: GpuLine) -> None:
-        """The driver names a GPU before its first XID: that is all there is while NVML does not answer."""
-        if line.bdf is not None and line.uuid is not None:
-            self._bdf_of.setdefault(line.uuid, line.bdf)
-            self.gpu_at.setdefault(line.bdf, line.uuid)
+    def learn_place(self, uuid: str, bdf: str) -> None:
+        """Where no inventory says otherwise: the driver names a GPU before its first XID, the journal others."""
+        self._bdf_of.setdefault(uuid, bdf)
+        self.gpu_at.setdefault(bdf, uuid)
+
+    def has(self, line: GpuLine) -> bool:
+        """It is known which device this line is about. Which MIG devices there are, only an inventory tells."""
+        return line.bdf is None or (line.bdf in self.gpu_at and (line.gpu_instance is None or self.known))
 
     def of(self, told: _Told) -> str:
         """The address of the GPU, else its uuid."""
@@ -287,6 +366,15 @@ class _Places:
         if told.line.compute_instance is not None:
             return parts.get(told.line.compute_instance)
         return next(iter(parts.values())) if len(parts) == 1 else None
+
+
+def _said(told: _Told) -> object | None:
+    """What may change the verdict on a fault; None for an event that says no more than its code."""
+    line = told.line
+    if line is None:
+        return None
+    said = (line.recovery_action, line.nvlink, line.evidence.get("link"), line.evidence.get("registers"))
+    return None if not any(each is not None for each in said) else said
 
 
 def _action(told: _Told) -> int | None:

@@ -74,6 +74,10 @@ class Look:
     driver_seconds: float = float("inf")  # since the driver was loaded, or this GPU was reset
     links_seen: frozenset[str] = frozenset()  # NVLinks that were up since this machine booted: "nvlink_up/3"
     peer_clock: float | None = None  # median SM clock of busy GPUs of this model on this node; None: too few of them
+    peers: int | None = None  # other GPUs of this model on this node; None: not looked at
+    highest: Mapping[str, float] = field(default_factory=dict)  # of this minute, of gauges that are limits
+    driver: Window | None = None  # where the driver's word on a MIG device is read: the newest window of its GPU
+    unrepaired: bool = False  # the driver wanted a reset or reboot before the last one, and has wanted it ever since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,4 +115,5 @@ class DeviceHealth:
     findings: tuple[Finding, ...] = ()
     states: Mapping[str, RuleState] = field(default_factory=dict)  # of every rule
     serial: str = ""  # of the board; empty: not known
+    action: str = ""  # what the driver wants, as read last: "none", "gpu_reset"; empty: it does not say
     parent: str | None = None  # uuid of the GPU that a MIG device is cut from

@@ -63,6 +63,7 @@ MINUTE_DELTAS: tuple[str, ...] = (
 MINUTE_INTEGRALS: tuple[str, ...] = ("utilization_gpu", "utilization_memory", *CHOSEN_CLOCKS)
 # The sampler keeps no integral of these: the mean is that of the last values of the windows.
 MINUTE_MEANS: tuple[str, ...] = ("clock_sm", "power_instant")
+MINUTE_HIGHEST: tuple[str, ...] = ("power_limit_enforced",)  # a limit that is lowered is not kept to at once
 
 
 def yes(

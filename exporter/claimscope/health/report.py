@@ -90,6 +90,7 @@ def own_samples(view: HealthView) -> list[Sample]:
         if state is RuleState.OK or counts[key, state]
     ]
     reasons = (("late", view.late), ("foreign", view.foreign), ("too_many", view.dropped))
+    samples.append(own("fault_events_unplaced", sum(one.count for one in view.unplaced)))
     return samples + [own("fault_events_left_out_total", count, reason) for reason, count in reasons]
 
 
@@ -119,6 +120,7 @@ def _device_document(health: DeviceHealth, gpus: Mapping[str, str]) -> dict[str,
         "parent_uuid": health.parent,
         "serial": health.serial or None,
         "severity": health.severity.value,
+        "recovery_action": health.action or None,
         "findings": [finding_document(finding) for finding in worst_first(health.findings)],
         "rules": {rule: state.value for rule, state in health.states.items()},
     }
@@ -137,6 +139,11 @@ def document(view: HealthView, gpus: Mapping[str, str]) -> dict[str, object]:
             {"rule": one.rule, "uuids": list(one.uuids), "since_unix_seconds": one.since_wall_ns / 1e9}
             for one in view.shared
         ],
+        "unplaced": [
+            {"pci_bus_id": one.line.bdf, "kind": one.line.kind.value, "code": one.line.code, "count": one.count,
+             "evidence": dict(one.line.evidence)}
+            for one in view.unplaced
+        ],
         "not_judged": dict(NOT_JUDGED),
     }
 
@@ -148,9 +155,14 @@ def words(found: Mapping[str, Any]) -> str:
         for device in found["devices"]
         for finding in device["findings"]
     ]
-    if not lines:
-        return f"{len(found['devices'])} devices, nothing stands against any of them"
-    text = "\n".join(line for _, line in sorted(lines))
+    said = [line for _, line in sorted(lines)]
+    if not said:
+        said = [f"{len(found['devices'])} devices, nothing stands against any of them"]
+    said += [
+        f"told of {one['pci_bus_id']}, where no GPU is known: {one['evidence'].get('line') or one['kind']}"
+        for one in found.get("unplaced", ())
+    ]
+    text = "\n".join(said)
     # Lines of the kernel log may hold anybody's text: nothing in it may steer a terminal.
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from claimscope.health import slot as slots
+from claimscope.health.conditions import REBOOTS, RESETS
 from claimscope.health.ledger import Ledger
 from claimscope.health.slot import Slot, SlotState
 
@@ -39,8 +40,10 @@ def restore(ledger: Ledger, state: EngineState, *, boot_id: str, now_ns: int) ->
 def _reboot(ledger: Ledger, slot: Slot, shift_ns: int) -> None:
     """Monotonic times of the former boot are moved as if the machine had been off for no time."""
     ledger.was_rebooted(slot)
-    slot.session = slot.epoch = slot.end_ns = 0
-    slot.reset_ns, slot.present, slot.proof, slot.links_seen = None, False, {}, frozenset()
+    slot.session = slot.epoch = slot.end_ns = slot.before_reset_ns = 0
+    slot.reset_ns, slot.present, slot.links_seen = None, False, frozenset()
+    slot.proof, slot.totals = {}, {}
+    slot.unrepaired = slot.action in RESETS | REBOOTS
     slot.waiting = set()
     slot.bursts = {
         code: tuple(msgspec.structs.replace(one, start_ns=one.start_ns + shift_ns) for one in bursts)

@@ -70,9 +70,9 @@ class Rule:
     milder: str | None = None  # rule that stands instead where the driver says that nothing needs to be done
 
     @property
-    def hold(self) -> str:
-        """Name of the threshold of how long it stands at least."""
-        return f"{self.key}_hold_seconds"
+    def hold(self) -> str | None:
+        """Name of the threshold of how long it stands at least; None where time does not end it."""
+        return None if self.latches else f"{self.key}_hold_seconds"
 
     @property
     def clean(self) -> str | None:
@@ -111,7 +111,7 @@ _DRIVER: tuple[Rule, ...] = (
     ),
     Rule(
         key="reset_failed", title="A reset or reboot did not bring the GPU back to health", severity=_UNHEALTHY,
-        survives=Survives.RESET, clears=_REBOOT_ENDS, latches=True,
+        survives=Survives.TIME, clears=_RESET_ENDS, latches=True,
         condition=conditions.reset_failed, window=_steady("reset_failed"), grace=Grace.NONE,
     ),
     Rule(
@@ -120,7 +120,7 @@ _DRIVER: tuple[Rule, ...] = (
         condition=conditions.gpu_lost, window=_steady("gpu_lost"), grace=Grace.NONE, on_mig=True,
     ),
     Rule(
-        key="gpu_missing", title="NVML does not list a GPU that was there since boot", severity=_LOST,
+        key="gpu_missing", title="NVML does not list a GPU that should be there", severity=_LOST,
         survives=Survives.RESET, clears="It is listed and answers again for ten minutes.",
         condition=conditions.gpu_missing, window=_steady("gpu_missing"), grace=Grace.NONE,
     ),
@@ -185,11 +185,12 @@ _MEMORY: tuple[Rule, ...] = (
     Rule(
         key="ecc_uncorrected_dram", title="Uncorrected memory errors", severity=_UNHEALTHY,
         survives=Survives.TIME, clears=_RESET_ENDS, latches=True, condition=conditions.ecc_uncorrected_dram,
+        grace=Grace.NONE,
     ),
     Rule(
         key="ecc_uncorrected_sram", title="Uncorrected errors in caches or registers", severity=_UNHEALTHY,
         survives=Survives.TIME, clears=_RESET_ENDS, latches=True, on_mig=True,
-        condition=conditions.ecc_uncorrected_sram,
+        condition=conditions.ecc_uncorrected_sram, grace=Grace.NONE,
     ),
     Rule(
         key="sram_ecc_threshold", title="SRAM errors passed the number at which NVIDIA replaces the board",
@@ -237,7 +238,7 @@ _LINKS: tuple[Rule, ...] = (
     Rule(
         key="nvlink_down", title="An NVLink that was up is down", severity=_DEGRADED, survives=Survives.TIME,
         clears="All links that were up are up for 15 minutes.", condition=link_conditions.nvlink_down,
-        window=_steady("nvlink_down"), grace=Grace.BOOT,
+        window=_steady("nvlink_down"), grace=Grace.BOOT, correlated=True,
     ),
     Rule(
         key="nvlink_errors", title="An NVLink has errors again and again", severity=_DEGRADED, on=On.MINUTE,
@@ -257,7 +258,7 @@ _LINKS: tuple[Rule, ...] = (
     Rule(
         key="nvlink_recovery_failed", title="An NVLink did not come back from recovery", severity=_UNHEALTHY,
         survives=Survives.TIME, clears="A day without.", condition=link_conditions.nvlink_recovery_failed,
-        grace=Grace.BOOT,
+        grace=Grace.BOOT, correlated=True,
     ),
     Rule(
         key="nvlink_recoveries", title="NVLinks go into recovery again and again", severity=_DEGRADED, on=On.MINUTE,
@@ -267,17 +268,17 @@ _LINKS: tuple[Rule, ...] = (
     Rule(
         key="fabric_not_ready", title="The GPU has not joined the NVLink fabric", severity=_UNHEALTHY,
         survives=Survives.TIME, clears="It has joined for ten minutes.", condition=link_conditions.fabric_not_ready,
-        window=_steady("fabric_not_ready"), grace=Grace.BOOT,
+        window=_steady("fabric_not_ready"), grace=Grace.BOOT, correlated=True,
     ),
     Rule(
         key="fabric_unhealthy", title="The GPU's route through the NVLink fabric is not usable", severity=_UNHEALTHY,
         survives=Survives.TIME, clears="No such fault for ten minutes.", condition=link_conditions.fabric_unhealthy,
-        window=_steady("fabric_fault"), grace=Grace.BOOT,
+        window=_steady("fabric_fault"), grace=Grace.BOOT, correlated=True,
     ),
     Rule(
         key="fabric_degraded", title="The NVLink fabric is slower than it should be", severity=_DEGRADED,
         survives=Survives.TIME, clears="No such fault for ten minutes.", condition=link_conditions.fabric_degraded,
-        window=_steady("fabric_fault"), grace=Grace.BOOT,
+        window=_steady("fabric_fault"), grace=Grace.BOOT, correlated=True,
     ),
     Rule(
         key="pcie_width", title="The PCIe link has fewer lanes than it should", severity=_DEGRADED, on=On.MINUTE,
@@ -297,10 +298,12 @@ _LINKS: tuple[Rule, ...] = (
     Rule(
         key="pcie_errors_fatal", title="Fatal PCIe errors", severity=_UNHEALTHY, survives=Survives.TIME,
         clears=_RESET_ENDS, latches=True, condition=link_conditions.pcie_errors_fatal,
+        grace=Grace.NONE, correlated=True,
     ),
     Rule(
         key="pcie_errors_non_fatal", title="Uncorrectable PCIe errors that the link survived", severity=_DEGRADED,
         survives=Survives.TIME, clears="An hour without.", condition=link_conditions.pcie_errors_non_fatal,
+        grace=Grace.NONE, correlated=True,
     ),
     Rule(
         key="pcie_errors_correctable", title="Many corrected PCIe errors", severity=_DEGRADED, on=On.MINUTE,
@@ -318,7 +321,8 @@ _HEAT_AND_POWER: tuple[Rule, ...] = (
     Rule(
         key="thermal_slowdown_lasting", title="Heat slows it down most of the time", severity=_UNHEALTHY,
         on=On.MINUTE, survives=Survives.TIME, clears="30 minutes nearly without.",
-        condition=load_conditions.thermal_slowdown, window=_minutes("thermal_slowdown_lasting"), correlated=True,
+        condition=load_conditions.thermal_slowdown_lasting, window=_minutes("thermal_slowdown_lasting"),
+        correlated=True,
     ),
     Rule(
         key="thermal_margin", title="It is close to slowing itself down for heat", severity=_DEGRADED, on=On.MINUTE,
@@ -377,9 +381,13 @@ NOT_JUDGED: tuple[tuple[str, str], ...] = (
     ("unrepairable_memory", "nvmlDeviceGetUnrepairableMemoryFlag is not among the readings; XID 64 and the recovery"
      " action tell of the same fault"),
     ("gsp_latency", "driver calls that hang are given up after hang_seconds and told by driver_call_hangs"),
+    ("driver_calls_that_hang_for_long", "driver_call_hangs stays degraded: a call hangs for the driver of any GPU, and"
+     " XIDs 119 and 120 and the recovery action tell of the GPU that is at fault"),
     ("driver_version_mismatch", "of the node and not of a device: gpu_up and claimscope_agent_nvml_up tell it"),
     ("retired_pages_new_in_a_week", "needs a history of seven days; the absolute limit and pending pages are judged"),
     ("nvlinks_never_up", "links that were never up since boot are not missed: nothing says how many a board has"),
     ("imex_domain", "healthy idle nodes have it not ready (NVIDIA/DCGM#308)"),
+    ("gpus_never_seen", "a GPU on the PCI bus that NVML never listed: without its UUID there is nothing to fence; a"
+     " known one is gpu_missing, and one without a finding that is gone after a reboot is forgotten"),
     ("processes_against_pods", "a process without a pod is no fault of the GPU"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What changes under our hands: the file of thresholds and the kernel log. They are looked at now and then."""
+"""What changes under our hands: the file of thresholds, the kernel log, the PCI bus; looked at now and then."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from claimscope.health.kmsg import KernelLog, KernelLogCounts, KernelLogError, KernelReport, open_kernel_log
+from claimscope.health.kmsg import (
+    KernelLog,
+    KernelLogCounts,
+    KernelLogError,
+    KernelReport,
+    newest_sequence,
+    open_kernel_log,
+)
 from claimscope.health.thresholds import ThresholdError, Thresholds
 from claimscope.health.watch import HealthWatch
 from claimscope.metrics.own import own
@@ -21,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NS = 2_000_000_000  # how often the file of thresholds is looked at
 REOPEN_NS = 60_000_000_000
+BUS_NS = 30_000_000_000
 _CHUNK_BYTES = 1 << 16
 
 
@@ -101,15 +109,16 @@ class KernelLogSource:
 
     def _open(self) -> None:
         try:
-            self._descriptor = open_kernel_log(self._path, from_start=self._after is not None)
-            written_by_us = not stat.S_ISCHR(os.fstat(self._descriptor).st_mode)
+            descriptor = self._descriptor = open_kernel_log(self._path, from_start=True)
         except KernelLogError as error:
             self._say(error.strerror or str(error))
             return
-        if written_by_us:
-            self._log = KernelLog(RecordedLines(self._descriptor).read, after=self._after)
-        else:
-            self._log = KernelLog.of(self._descriptor, after=self._after)
+        kept_in_a_file = not stat.S_ISCHR(os.fstat(descriptor).st_mode)
+        read = RecordedLines(descriptor).read if kept_in_a_file else lambda size: os.read(descriptor, size)
+        first = self._after is None
+        if first:
+            self._after = newest_sequence(read)
+        self._log = KernelLog(read, after=self._after, caught_up=first)
         if self._error is not None:
             logger.info("the kernel log %s is read", self._path)
         self._error = None
@@ -140,14 +149,17 @@ class RecordedLines:
 
 
 class HealthSources:
-    """Both of them, as far as they are configured."""
+    """All of them, as far as they are configured."""
 
     def __init__(
-        self, *, thresholds: WatchedFile[Thresholds] | None = None, kernel_log: KernelLogSource | None = None
+        self, *, thresholds: WatchedFile[Thresholds] | None = None, kernel_log: KernelLogSource | None = None,
+        bus: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
         self._thresholds = thresholds
         self._kernel_log = kernel_log
+        self._bus = bus
         self._looked_ns: int | None = None
+        self._looked_at_bus_ns: int | None = None
 
     def poll(self, watch: HealthWatch, now_ns: int, wall_ns: int) -> None:
         """Hands on what is new."""
@@ -156,6 +168,9 @@ class HealthSources:
             thresholds = self._thresholds.poll()
             if thresholds is not None:
                 watch.set_thresholds(thresholds)
+        if self._bus is not None and (self._looked_at_bus_ns is None or now_ns - self._looked_at_bus_ns >= BUS_NS):
+            self._looked_at_bus_ns = now_ns
+            watch.bus(self._bus())
         if self._kernel_log is not None:
             reports = self._kernel_log.poll(monotonic_ns=now_ns, wall_ns=wall_ns)
             watch.kernel(reports, self._kernel_log.sequence, now_ns, wall_ns)

@@ -1,6 +1,7 @@
 """Do many GPUs of a node suffer from one cause outside of them: cooling, power supply, firmware?
 
 Then it is one finding of the node. The findings of its GPUs stay visible, marked as systemic, and fence none of them.
+One cause brings one severity: what is worse on one GPU than on the others is its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from claimscope.health.model import RuleState
+from claimscope.health.model import RuleState, Severity
 from claimscope.health.slot import Slot
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.track import Track
@@ -34,15 +35,18 @@ def together(
 ) -> frozenset[str]:
     """The devices whose findings of one rule have one cause, by when each of those that stand was made.
 
-    Enough of them within the window; and whoever follows while enough of those that were `marked` before still stand.
+    Enough of them within the window; and whoever follows one of them within it, while enough of those that were
+    `marked` before still stand.
     """
     need = needed(gpus, thresholds)
-    still = fired_ns.keys() & set(marked)
-    if len(still) >= need:
-        return frozenset(fired_ns)
     window_ns = round(thresholds["systemic_window_seconds"] * 1e9)
     ordered = sorted(fired_ns, key=lambda uuid: (fired_ns[uuid], uuid))
-    found = set(still)
+    found = still = set(marked) & fired_ns.keys()
+    if len(still) >= need:
+        for uuid in ordered:
+            if any(0 <= fired_ns[uuid] - fired_ns[one] <= window_ns for one in found):
+                found = found | {uuid}
+        return frozenset(found)
     for first in range(len(ordered) - need + 1):
         begin = fired_ns[ordered[first]]
         inside = [uuid for uuid in ordered[first:] if fired_ns[uuid] - begin <= window_ns]
@@ -55,34 +59,41 @@ class SharedCauses:
     """Which findings are marked as systemic, on the tracks of all devices of a node."""
 
     def __init__(self) -> None:
-        self._alone_since_ns: dict[str, int] = {}  # rule -> since when too few devices share it
+        self._alone_since_ns: dict[tuple[str, Severity], int] = {}  # since when too few devices share it
 
     def mark(self, rule: str, slots: Collection[Slot], thresholds: Thresholds) -> list[Slot]:
         """After one more device fired: the devices whose finding is systemic from now on."""
-        standing = {slot.uuid: (slot, track) for slot, track in _tracks(rule, slots) if track.stands}
-        fired = {uuid: track.fired_ns for uuid, (_, track) in standing.items()}
-        marked = {uuid for uuid, (_, track) in standing.items() if track.systemic}
         new = []
-        for uuid in sorted(together(fired, marked, _gpus(slots), thresholds) - marked):
-            slot, track = standing[uuid]
-            track.systemic = True
-            new.append(slot)
+        for severity in Severity:
+            standing = {
+                slot.uuid: (slot, track)
+                for slot, track in _tracks(rule, slots)
+                if track.stands and track.severity is severity
+            }
+            fired = {uuid: track.fired_ns for uuid, (_, track) in standing.items()}
+            marked = {uuid for uuid, (_, track) in standing.items() if track.systemic}
+            for uuid in sorted(together(fired, marked, _gpus(slots), thresholds) - marked):
+                slot, track = standing[uuid]
+                track.systemic = True
+                new.append(slot)
         return new
 
     def release(self, rule: str, slots: Collection[Slot], thresholds: Thresholds, now_ns: int) -> list[Slot]:
         """The devices whose finding outlived those of the others so long that it is their own."""
-        marked = [(slot, track) for slot, track in _tracks(rule, slots) if track.systemic]
-        if not marked or len(marked) >= needed(_gpus(slots), thresholds):
-            self._alone_since_ns.pop(rule, None)
-            return []
-        since_ns = self._alone_since_ns.setdefault(rule, now_ns)
-        if now_ns - since_ns < round(thresholds["systemic_release_seconds"] * 1e9):
-            return []
+        all_marked = [(slot, track) for slot, track in _tracks(rule, slots) if track.systemic]
         released = []
-        for slot, track in marked:
-            if track.state is not RuleState.CLEARING:
-                track.systemic = False
-                released.append(slot)
+        for severity in Severity:
+            marked = [(slot, track) for slot, track in all_marked if track.severity is severity]
+            if not marked or len(marked) >= needed(_gpus(slots), thresholds):
+                self._alone_since_ns.pop((rule, severity), None)
+                continue
+            since_ns = self._alone_since_ns.setdefault((rule, severity), now_ns)
+            if now_ns - since_ns < round(thresholds["systemic_release_seconds"] * 1e9):
+                continue
+            for slot, track in marked:
+                if track.state is not RuleState.CLEARING:
+                    track.systemic = False
+                    released.append(slot)
         return released
 
 

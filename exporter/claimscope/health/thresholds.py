@@ -46,8 +46,8 @@ def _row(name: str, default: float, unit: str, low: float, high: float, source: 
     )
 
 
-def _seconds(name: str, default: float, source: str, help_text: str) -> Threshold:
-    return _row(name, default, "seconds", 0.0, 30 * DAY, source, help_text)
+def _seconds(name: str, default: float, source: str, help_text: str, *, low: float = 0.0) -> Threshold:
+    return _row(name, default, "seconds", low, 30 * DAY, source, help_text)
 
 
 def _minutes(stem: str, need: float, of: int, source: str, what: str) -> tuple[Threshold, Threshold]:
@@ -57,27 +57,27 @@ def _minutes(stem: str, need: float, of: int, source: str, what: str) -> tuple[T
     )
 
 
-def _settle(stem: str, hold: float, clean: float | None, source: str = "E") -> tuple[Threshold, ...]:
-    """How long a finding lasts at least, and how long its cause must be gone (None: time does not clear it)."""
-    rows = (_seconds(f"{stem}_hold_seconds", hold, source, f"How long `{stem}` stands at least."),)
-    if clean is None:
-        return rows
-    return (*rows, _seconds(f"{stem}_clean_seconds", clean, source, f"How long all must be well to end `{stem}`."))
+def _settle(stem: str, hold: float, clean: float, source: str = "E") -> tuple[Threshold, ...]:
+    """How long a finding that time ends lasts at least, and how long its cause must be gone."""
+    return (
+        _seconds(f"{stem}_hold_seconds", hold, source, f"How long `{stem}` stands at least."),
+        _seconds(f"{stem}_clean_seconds", clean, source, f"How long all must be well to end `{stem}`."),
+    )
 
 
 ROWS: tuple[Threshold, ...] = (
     # All rules
     _seconds("startup_grace_seconds", 120, "E", "After a device is first seen, before its figures are judged."),
     _seconds("boot_grace_seconds", 10 * MINUTE, "E", "After boot or driver load, before links and fabric are judged."),
-    _seconds("verdict_wait_seconds", 30, "E", "How long the driver's recovery action is waited for after an error."),
-    _seconds("after_reset_clean_seconds", MINUTE, "E", "Quiet after a reset or reboot before a latched finding ends."),
+    _seconds("verdict_wait_seconds", 30, "E", "How long the driver's word is waited for after an error.", low=5),
+    _seconds("after_reset_clean_seconds", MINUTE, "E", "Quiet after a reset or reboot before a finding ends.", low=10),
     _row("flapping_cycles", 3, "cycles", 1, 100, "E", "Findings that came and went, after which the next one stays."),
     _seconds("flapping_window_seconds", DAY, "E", "In which time those are counted."),
     _seconds("clear_delay_max_seconds", 6 * HOUR, "E", "Most that a clean time grows to; it doubles with each return."),
-    _seconds("stale_seconds", MINUTE, "E", "Without a reading for so long, rules of the device are unknown."),
+    _seconds("stale_seconds", MINUTE, "E", "Without a reading for so long, rules of the device are unknown.", low=5),
     _row("systemic_ratio", 0.5, "ratio", 0.01, 1.0, "E", "Part of the node's GPUs that makes one cause likely."),
     _row("systemic_devices", 2, "devices", 2, 1000, "E", "GPUs that it takes at least."),
-    _seconds("systemic_window_seconds", 10 * MINUTE, "E", "Within which time they must fire."),
+    _seconds("systemic_window_seconds", 10 * MINUTE, "E", "Within which time they must fire.", low=10),
     _seconds("systemic_release_seconds", 30 * MINUTE, "E", "After the others cleared, until it is a GPU's own."),
     # Driver
     _seconds("recovery_action_seconds", 2, "N", "How long the driver must ask for a reset or reboot."),
@@ -95,41 +95,28 @@ ROWS: tuple[Threshold, ...] = (
     *_settle("driver_call_hangs", 0, 5 * MINUTE),
     _seconds("reset_failed_seconds", 10, "E", "How long a GPU must still want a reset or reboot after one."),
     _seconds("reset_failed_within_seconds", 5 * MINUTE, "E", "How long after a reset its success is judged."),
-    *_settle("reset_failed", 0, None),
     # XIDs and other events
-    *_settle("xid_lost", 0, None),
-    *_settle("xid_fatal", 30 * MINUTE, None),
-    *_settle("xid_needs_reboot", 0, None),
-    *_settle("xid_needs_repair", 0, None),
     *_settle("xid_degraded", 30 * MINUTE, DAY),
     *_settle("xid_unknown", 30 * MINUTE, DAY),
     _seconds("xid_repeat_window_seconds", DAY, "E", "In which time repeats of an XID are counted."),
     _seconds("xid_burst_seconds", 3 * MINUTE, "E", "XIDs of one code within this time are counted once."),
     *_settle("xid_repeat", 0, DAY),
-    *_settle("xid_repeat_fatal", 30 * MINUTE, None),
-    *_settle("driver_event_fatal", 30 * MINUTE, None),
     *_settle("driver_event_degraded", 6 * HOUR, 6 * HOUR),
     # Memory
     _row("ecc_uncorrected_errors", 1, "errors", 1, 1e6, "N", "Uncorrected errors, between two readings, that count."),
-    *_settle("ecc_uncorrected_dram", 0, None),
-    *_settle("ecc_uncorrected_sram", 0, None),
     _seconds("sram_ecc_threshold_seconds", 10, "N", "How long the driver must say that SRAM errors passed its limit."),
-    *_settle("sram_ecc_threshold", 0, None),
     _row("ecc_corrected_per_minute", 1000, "errors per minute", 1, 1e9, "E", "Corrected errors that are a storm."),
     *_minutes("ecc_corrected_storm", 10, 10, "E", "must have such a storm"),
     *_settle("ecc_corrected_storm", 6 * HOUR, 6 * HOUR),
     _seconds("row_remap_pending_seconds", 2, "N", "How long a row must wait for a reset to be replaced."),
     *_settle("row_remap_pending", 0, 2),
     _seconds("row_remap_failure_seconds", 1, "N", "How long the driver must say that a row could not be replaced."),
-    *_settle("row_remap_failure", 0, None),
     _row("remapped_rows_uncorrected", 512, "rows", 1, 1e6, "N", "Rows replaced for uncorrected errors that are many."),
     _seconds("remapped_rows_many_seconds", 10, "E", "How long that must be read."),
-    *_settle("remapped_rows_many", 0, None),
     _seconds("repair_pending_seconds", 10, "E", "How long a repair must wait for a reset."),
     *_settle("repair_pending", 0, 20),
     _row("retired_pages", 63, "pages", 1, 1e6, "N", "Retired pages (before Ampere) that are too many."),
     _seconds("retired_pages_seconds", 10, "E", "How long that must be read."),
-    *_settle("retired_pages_many", 0, None),
     *_settle("retired_pages_pending", 0, 20),
     # NVLink and fabric
     _seconds("nvlink_down_seconds", MINUTE, "E", "How long a link that was up must be down."),
@@ -160,15 +147,15 @@ ROWS: tuple[Threshold, ...] = (
     _row("pcie_replays_factor", 1.0, "ratio", 0.01, 1e6, "N", "Times DCGM's limit of replays per lane and minute."),
     *_minutes("pcie_replays", 5, 10, "E", "must have more replays than the limit"),
     *_settle("pcie_replays", 30 * MINUTE, 30 * MINUTE),
-    *_settle("pcie_errors_fatal", HOUR, None),
     *_settle("pcie_errors_non_fatal", HOUR, HOUR),
     *_minutes("pcie_errors_correctable", 100, 60, "E", "must bring so many correctable errors"),
     *_settle("pcie_errors_correctable", HOUR, HOUR),
     # Heat, power, clocks
-    _row("duty_clean_ratio", 0.05, "ratio", 0, 1, "E", "Part of a minute of slowdown below which it counts as clean."),
+    _row("duty_clean_ratio", 0.05, "ratio", 0.001, 1, "E", "Part of a minute of slowdown below which it is clean."),
+    _row("duty_active_ratio", 0.25, "ratio", 0.001, 1, "E", "Part of a minute of slowdown from which on it counts."),
     *_minutes("thermal_slowdown", 6, 10, "G", "must be slowed down by heat"),
     *_settle("thermal_slowdown", 30 * MINUTE, 30 * MINUTE),
-    *_minutes("thermal_slowdown_lasting", 18, 30, "E", "must be slowed down by heat"),
+    *_minutes("thermal_slowdown_lasting", 18, 30, "E", "of slowdown by heat, all added up, must be there"),
     *_settle("thermal_slowdown_lasting", 30 * MINUTE, 30 * MINUTE),
     _row("thermal_margin_celsius", 3, "celsius", 0, 50, "E", "Distance to the slowdown that is near."),
     _row("thermal_margin_clean_celsius", 8, "celsius", 0, 50, "E", "Distance beyond which all is well again."),
@@ -244,11 +231,23 @@ class Thresholds:
                 for stem in _PART_OF_MINUTES
                 if made[f"{stem}_minutes"] > made[f"{stem}_of_minutes"]
             ]
+            wrong += [
+                f"{upper}: found {made[upper]:g}, expected at least {lower} ({made[lower]:g}), or nothing ever ends"
+                for lower, upper in _AT_LEAST
+                if made[upper] < made[lower]
+            ]
         if wrong:
             raise ThresholdError("health thresholds: " + "; ".join(wrong))
         return made
 
 
+# Where a finding ends must not be before where it begins.
+_AT_LEAST = (
+    ("thermal_margin_celsius", "thermal_margin_clean_celsius"),
+    ("thermal_shutdown_celsius", "thermal_margin_clean_celsius"),
+    ("clocks_low_ratio", "clocks_low_clean_ratio"),
+    ("duty_clean_ratio", "duty_active_ratio"),
+)
 # The others count errors, of which a minute can have many.
 COUNTED = ("nvlink_recoveries", "pcie_errors_correctable")
 _PART_OF_MINUTES: tuple[str, ...] = tuple(

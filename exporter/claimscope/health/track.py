@@ -17,6 +17,7 @@ from claimscope.health.thresholds import Thresholds
 STANDING = frozenset({RuleState.FIRING, RuleState.CLEARING, RuleState.LATCHED})
 _NEITHER = {Holds.UNKNOWN: RuleState.UNKNOWN, Holds.NOT_APPLICABLE: RuleState.NOT_APPLICABLE}
 _CODES_SHOWN = 8
+_CONCERNED = ("xid", "pod")  # by which events of one finding are told apart
 
 
 class Waiting(msgspec.Struct, kw_only=True):
@@ -26,6 +27,7 @@ class Waiting(msgspec.Struct, kw_only=True):
     until_ns: int
     severity: Severity
     evidence: dict[str, str]
+    since_wall_ns: int = 0  # when it happened
     said_none: bool = False  # the driver was asked since, and wants nothing
 
 
@@ -98,7 +100,7 @@ def times_of(rule: Rule, thresholds: Thresholds) -> Times:
     return Times(
         need=need,
         of_minutes=of_minutes,
-        hold=thresholds[rule.hold],
+        hold=0.0 if rule.hold is None else thresholds[rule.hold],
         clean=None if rule.clean is None else thresholds[rule.clean],
         after_reset=thresholds["after_reset_clean_seconds"],
         flapping_cycles=int(thresholds["flapping_cycles"]),
@@ -121,9 +123,9 @@ def advance(
         return None
     if track.stands:
         track.age_seconds += span
-        return _dirty_again(track, rule, times, judged, span) if holds is Holds.YES else _clean(
-            track, times, judged, span, now_ns
-        )
+        if holds is Holds.YES:
+            return _dirty_again(track, rule, times, judged, span, now_ns)
+        return _clean(track, times, judged, span, now_ns)
     if holds is Holds.NO:
         track.acknowledged = None
         track.seen, track.dirty_seconds = False, 0.0
@@ -181,7 +183,9 @@ def fire(track: Track, rule: Rule, times: Times, judged: Judgement, *, now_ns: i
     return Change.LATCHED if track.flapping else Change.FIRED
 
 
-def _dirty_again(track: Track, rule: Rule, times: Times, judged: Judgement, span: float) -> Change | None:
+def _dirty_again(
+    track: Track, rule: Rule, times: Times, judged: Judgement, span: float, now_ns: int
+) -> Change | None:
     track.clean_seconds = 0.0
     track.freed = False
     track.state = RuleState.LATCHED if rule.latches or track.flapping else RuleState.FIRING
@@ -192,7 +196,14 @@ def _dirty_again(track: Track, rule: Rule, times: Times, judged: Judgement, span
     track.worse_seconds += span
     if track.worse_seconds < times.need * (60.0 if times.of_minutes else 1.0):
         return None
-    track.severity, track.evidence, track.worse_seconds = severity, dict(judged.evidence), 0.0
+    track.worse_seconds = 0.0
+    return _worsen(track, severity, judged, now_ns)
+
+
+def _worsen(track: Track, severity: Severity, judged: Judgement, now_ns: int) -> Change:
+    """What became worse may have another cause than what it shared with other devices."""
+    track.severity, track.evidence = severity, dict(judged.evidence)
+    track.fired_ns, track.systemic = now_ns, False
     return Change.WORSE
 
 
@@ -227,7 +238,7 @@ def end(track: Track, now_ns: int) -> None:
     track.state = RuleState.OK
     track.ended_ns = [*track.ended_ns, now_ns][-100:]
     track.severity = Severity.OK
-    track.evidence, track.codes = {}, []
+    track.evidence, track.codes, track.waiting = {}, [], None
     track.freed = track.flapping = track.systemic = False
     track.age_seconds = track.clean_seconds = 0.0
     _forget(track)
@@ -239,7 +250,7 @@ def free(track: Track) -> None:
         track.state, track.freed, track.flapping, track.clean_seconds = RuleState.CLEARING, True, False, 0.0
 
 
-def again(track: Track, rule: Rule, judged: Judgement, code: int | None) -> Change | None:
+def again(track: Track, rule: Rule, judged: Judgement, code: int | None, *, now_ns: int) -> Change | None:
     """One more event speaks for a finding that stands."""
     track.clean_seconds = 0.0
     track.freed = False
@@ -248,9 +259,18 @@ def again(track: Track, rule: Rule, judged: Judgement, code: int | None) -> Chan
         with_code(track, code)
     severity = judged.severity or rule.severity
     if severity.rank <= track.severity.rank:
+        _note_newest(track, judged)
         return None
-    track.severity, track.evidence = severity, dict(judged.evidence)
-    return Change.WORSE
+    return _worsen(track, severity, judged, now_ns)
+
+
+def _note_newest(track: Track, judged: Judgement) -> None:
+    """Beside the first event also the last one, as soon as another code or another pod is concerned."""
+    known, told = track.evidence, judged.evidence
+    if all(known.get(f"last_{key}", known.get(key)) == told.get(key) for key in _CONCERNED):
+        return
+    newest = {f"last_{key}": told[key] for key in (*_CONCERNED, "line") if key in told}
+    track.evidence = {key: value for key, value in known.items() if not key.startswith("last_")} | newest
 
 
 def with_code(track: Track, code: int) -> None:

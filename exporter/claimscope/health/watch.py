@@ -42,6 +42,7 @@ class HealthJournal(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: EngineState
     kernel_sequence: int | None = None  # of the newest record of the kernel log whose faults were all handed out
+    unplaced: tuple[KernelReport, ...] = ()  # of records up to that one: faults of GPUs that nobody knows yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class HealthView:
     late: int = 0  # events that came after their fault had been handed out
     foreign: int = 0  # PCIe errors of other devices
     dropped: int = 0  # events that were more at once than are kept
+    unplaced: tuple[KernelReport, ...] = ()  # what the kernel log told of addresses at which no GPU is known
 
 
 def journal_of(raw: bytes) -> HealthJournal | None:
@@ -89,10 +91,20 @@ class HealthWatch:
         self._driver_away = False
         self._ticked_ns: int | None = None
         # Records are numbered anew with each boot.
-        seen = journal.kernel_sequence if journal is not None and journal.engine.boot_id == boot_id else None
-        self._read_sequence = self._settled_sequence = seen
+        of_this_boot = journal if journal is not None and journal.engine.boot_id == boot_id else None
+        self._read_sequence = self._settled_sequence = of_this_boot.kernel_sequence if of_this_boot else None
+        if of_this_boot is not None:
+            self._know_places(of_this_boot, now_ns)
         self._began: Counter[tuple[str, Severity]] = Counter()
         self._started_wall_ns = wall_ns
+
+    def _know_places(self, journal: HealthJournal, now_ns: int) -> None:
+        """Until NVML answers, GPUs are where they were."""
+        for uuid, kept in journal.engine.devices.items():
+            if kept.pci_bus_id and not kept.parent:
+                self._merger.place(uuid, kept.pci_bus_id)
+        for report in journal.unplaced:
+            self._merger.kernel(report, now_ns=now_ns)
 
     def set_thresholds(self, thresholds: Thresholds) -> None:
         """Judges by these from now on."""
@@ -129,6 +141,10 @@ class HealthWatch:
         self._engine.inventory(inventory, now_ns, wall_ns)
         self._follow()
 
+    def bus(self, gpus: Mapping[str, str] | None) -> None:
+        """Takes which GPUs the kernel sees on the PCI bus and the driver of each, None where it cannot be told."""
+        self._engine.bus(gpus)
+
     def tick(self, now_ns: int, wall_ns: int) -> None:
         """Lets time pass; called several times a second."""
         self._hand_out(now_ns, wall_ns)
@@ -161,11 +177,14 @@ class HealthWatch:
             late=counts.late,
             foreign=counts.foreign,
             dropped=counts.dropped,
+            unplaced=self._merger.unplaced,
         )
 
     def journal(self) -> HealthJournal:
         """A copy of what must outlive this process."""
-        return HealthJournal(engine=self._engine.to_state(), kernel_sequence=self._settled_sequence)
+        return HealthJournal(
+            engine=self._engine.to_state(), kernel_sequence=self._settled_sequence, unplaced=self._merger.unplaced
+        )
 
     def _hand_out(self, now_ns: int, wall_ns: int) -> None:
         for fault in self._merger.take(now_ns=now_ns):

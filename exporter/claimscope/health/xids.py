@@ -66,12 +66,10 @@ class XidRow:
     fault: FaultKind
     verdict: Verdict
     stands_without_action: bool = False  # a recovery action "none" does not take the verdict down to degraded
-    rises_with_action: bool = False  # degraded alone; any recovery action but "none" makes it unhealthy
     repeats: tuple[Repeat, ...] = ()  # any of them is enough
     survives: Survives = Survives.NOTHING
     applies_to: str = ""  # architectures, where not all
     cleared_by: int | None = None  # another code that takes it back
-    detail_of: int | None = None  # another code that it explains
     known: bool = True  # False: not documented, or of GPUs and drivers long gone
 
 
@@ -87,18 +85,18 @@ _LINK = FaultKind.LINK
 _CC = FaultKind.CONFIDENTIAL_COMPUTING
 
 
-def _record(code: int, meaning: str, fault: FaultKind, *repeats: Repeat, detail_of: int | None = None) -> XidRow:
+def _record(code: int, meaning: str, fault: FaultKind, *repeats: Repeat) -> XidRow:
     return XidRow(
-        code=code, meaning=meaning, fault=fault, verdict=Verdict.RECORD, repeats=repeats, detail_of=detail_of
+        code=code, meaning=meaning, fault=fault, verdict=Verdict.RECORD, repeats=repeats
     )
 
 
 def _degraded(
-    code: int, meaning: str, fault: FaultKind, *, rises: bool = False, only: str = "", cleared_by: int | None = None
+    code: int, meaning: str, fault: FaultKind, *, only: str = "", cleared_by: int | None = None
 ) -> XidRow:
     return XidRow(
         code=code, meaning=meaning, fault=fault, verdict=Verdict.DEGRADED,
-        rises_with_action=rises, applies_to=only, cleared_by=cleared_by,
+        applies_to=only, cleared_by=cleared_by,
     )
 
 
@@ -124,7 +122,7 @@ def _each(codes: Iterable[int], meaning: str, fault: FaultKind) -> tuple[XidRow,
 def _nvlink5(code: int, part: str) -> XidRow:
     return XidRow(
         code=code, meaning=f"NVLink 5 error in {part}", fault=_LINK, verdict=Verdict.DECODE,
-        rises_with_action=True, applies_to="B100, B200, GB200 and later",
+        applies_to="B100, B200, GB200 and later",
     )
 
 
@@ -170,7 +168,7 @@ _ROWS: Final[tuple[XidRow, ...]] = (
     *_each((66, 67), "the driver made an access that the GPU forbids", _DRIVER),
     _record(68, "the first video decoder raised an exception", _APP),
     _record(69, "a method is not valid for its graphics class", _APP),
-    _degraded(74, "an NVLink error; its registers tell this end from the other", _LINK, rises=True, only="A100, H100"),
+    _degraded(74, "an NVLink error; its registers tell this end from the other", _LINK, only="A100, H100"),
     _degraded(78, "a vGPU did not start, most often for its versions", _DRIVER),
     XidRow(
         code=FALLEN_OFF_BUS, meaning="the GPU no longer answers on PCIe: power, heat, seat or the bus", fault=_HW,
@@ -182,13 +180,13 @@ _ROWS: Final[tuple[XidRow, ...]] = (
     *_each((86, 139), "the optical flow engine failed", _APP_DRIVER),
     _degraded(92, "memory errors are corrected at a high rate", _HW),
     _degraded(93, "the InfoROM was written more often than planned", _HW, only="A100"),
-    _degraded(94, "an uncorrectable memory error, contained to the application that met it", _HW, rises=True),
+    _degraded(94, "an uncorrectable memory error, contained to the application that met it", _HW),
     _unhealthy(95, "an uncorrectable memory error, not contained", _HW, stands=True),
     *_each((106, 107), "a test message of the management bus", _DRIVER),
     _record(108, "an access over NVLink could not be translated at the other end", _APP),
     XidRow(
         code=109, meaning="the change from one context to another took too long", fault=_DRIVER_HW,
-        verdict=Verdict.DEGRADED, rises_with_action=True, repeats=(Repeat(bursts=2, verdict=Verdict.UNHEALTHY),),
+        verdict=Verdict.DEGRADED, repeats=(Repeat(bursts=2, verdict=Verdict.UNHEALTHY),),
     ),
     _unhealthy(110, "a security fault", _HW, only="H100, B100 and later"),
     _unhealthy(119, "the GPU's system processor did not answer the driver in time", _DRIVER_HW, stands=True),
@@ -213,24 +211,24 @@ _ROWS: Final[tuple[XidRow, ...]] = (
         code=RECOVERY_ACTION_CHANGED, meaning="the driver says what would recover the GPU", fault=FaultKind.FOLLOWER,
         verdict=Verdict.RECOVERY_ACTION,
     ),
-    _degraded(155, "software took an NVLink down on purpose", FaultKind.OPERATOR, rises=True),
+    _degraded(155, "software took an NVLink down on purpose", FaultKind.OPERATOR),
     _unhealthy(156, "a part of the GPU was retired", _HW),
     _degraded(157, "a part of the GPU could not be retired; it still works, the fault may come again", _HW),
     _unhealthy(158, "the GPU ran into a fatal time-out", _HW),
-    _degraded(159, "an error without data on the coherent link to the CPU", _LINK, rises=True, only="GH200, GB200"),
+    _degraded(159, "an error without data on the coherent link to the CPU", _LINK, only="GH200, GB200"),
     _record(160, "a memory channel was marked for retirement", _DRIVER),
     _record(161, "a memory channel could not be marked for retirement", _DRIVER),
     _record(162, "power smoothing works again", _HW),
     _degraded(163, "power smoothing is off", _HW, only="GB200, GB300", cleared_by=162),
     _degraded(164, "the part that smooths power is near the end of its life", _HW, only="GB200, GB300"),
     _degraded(165, "the part that smooths power is at the end of its life", _HW, only="GB200, GB300"),
-    _degraded(166, "traffic over NVLink before it was set up for encryption", _CC, rises=True),
+    _degraded(166, "traffic over NVLink before it was set up for encryption", _CC),
     _unhealthy(167, "a fatal time-out on PCIe", _HW),
     _degraded(168, "memory errors in the protected region while ECC is off: turn ECC on, or reboot", _HW),
     _unhealthy(169, "the security processor halted", _HW),
-    _degraded(170, "an interrupt that confidential computing does not allow", _CC, rises=True),
-    _record(171, "where in DRAM an uncorrectable error was", _HW, detail_of=48),
-    _record(172, "where in SRAM an uncorrectable error was", _HW, detail_of=48),
+    _degraded(170, "an interrupt that confidential computing does not allow", _CC),
+    _record(171, "where in DRAM an uncorrectable error was", _HW),
+    _record(172, "where in SRAM an uncorrectable error was", _HW),
     _unhealthy(173, "the chip-to-chip link failed", _LINK, only="GH200, GB200"),
     *(_undocumented(code, "not used by present drivers") for code in _UNUSED),
 )

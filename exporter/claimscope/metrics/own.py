@@ -92,6 +92,7 @@ _ROWS = (
     _counter(
         "fault_events_left_out_total", "Events that add nothing: too late, of other devices, or too many.", "reason"
     ),
+    _gauge("fault_events_unplaced", "Faults that the kernel log told of addresses at which no GPU is known."),
     _gauge("kernel_log_up", "1 while the configured kernel log is read."),
     _counter("kernel_log_records_total", "Records read of the kernel log."),
     _counter("kernel_log_overruns_total", "Times that the kernel log was written faster than it was read."),

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -117,10 +118,20 @@ def answer(line: bytes, controls: Controls, health: HealthControls | None = None
             refused = health.acknowledge(request.uuid, request.rule)
             if refused is not None:
                 return {"ok": False, "error": refused}
-            return {"ok": True, "message": f"{request.rule} of {request.uuid} is over; new evidence brings it back"}
+            said = f"{request.rule} of {request.uuid} is over; new evidence brings it back"
+            return {"ok": True, "message": said + _still_wanted(health.health_document(), request.uuid)}
         case other:
             known = "release, acquire, burst and status" + (", health and acknowledge" if health is not None else "")
             return {"ok": False, "error": f"unknown command {other!r}: there are {known}"}
+
+
+def _still_wanted(document: Mapping[str, Any] | None, uuid: str) -> str:
+    """What an acknowledgement does not do."""
+    for device in document["devices"] if document is not None else ():
+        action = device["recovery_action"]
+        if device["uuid"] == uuid and action not in (None, "none"):
+            return f". The driver still asks for {action}: as long as it does, the device is not fit for work"
+    return ""
 
 
 def _bind(path: str) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, get_args
 
 import msgspec
@@ -89,7 +90,7 @@ DRILLS: Final[tuple[Drill, ...]] = (
     Drill(rule="recovery_action", seconds=60, faults=(_action(1),)),
     Drill(rule="recovery_action_reboot", seconds=60, faults=(_action(2),)),
     Drill(rule="recovery_action_peer", seconds=120, faults=(_action(3),)),
-    Drill(rule="reset_failed", seconds=120, faults=(DriverReloadFault(at=AT), _action(1))),
+    Drill(rule="reset_failed", seconds=120, faults=(_action(1), DriverReloadFault(at=AT + 30))),
     Drill(rule="xid_lost", seconds=60, faults=(_xid(79),)),
     Drill(rule="xid_fatal", seconds=60, faults=(_xid(95),)),
     Drill(rule="xid_needs_reboot", seconds=60, faults=(_xid(151), _action(2))),
@@ -216,9 +217,12 @@ def _kind(fault: type[msgspec.Struct]) -> tuple[str, ...]:
 
 
 def _played(drill: Drill) -> str:
-    first = drill.faults[0]
-    more = f" and {len(drill.faults) - 1} more" if len(drill.faults) > 1 else ""
-    return f"`{{{_settings(msgspec.to_builtins(first))}}}`{more}"
+    played = [msgspec.to_builtins(fault) for fault in drill.faults]
+    gaps = {later["at"] - earlier["at"] for earlier, later in pairwise(played)}
+    alike = all({**fault, "at": 0} == {**played[0], "at": 0} for fault in played)
+    if alike and len(gaps) == 1:
+        return f"`{{{_settings(played[0])}}}`, then every {gaps.pop():g} s until {played[-1]['at']:g}"
+    return ", ".join(f"`{{{_settings(fault)}}}`" for fault in played)
 
 
 def _settings(fault: Mapping[str, object]) -> str:

@@ -139,6 +139,15 @@ class RuleWriter:
         found = decode(await self._api.get(path), DeviceTaintRule, path).metadata
         return (found.uid, found.resource_version) != (standing.uid, standing.resource_version)
 
+    async def read(self, name: str) -> DeviceTaintRule | None:
+        """A rule as it is now; None where there is none."""
+        try:
+            return self._read(await self._api.get(f"{self._all}/{name}"))
+        except ApiError as error:
+            if error.reason is ApiReason.NOT_FOUND:
+                return None
+            raise
+
     async def delete(self, name: str, uid: str, resource_version: str) -> None:
         """Deletes the very rule that was seen; that it is gone already is as good."""
         conditions = {"uid": uid, "resourceVersion": resource_version}

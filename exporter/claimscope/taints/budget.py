@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from claimscope.health.model import Severity
+from claimscope.health.rules import RULE_BY_KEY
 from claimscope.taints.inventory import Inventory
 from claimscope.taints.memory import CLOSED, HALF_OPEN, OPEN, Breaker, Memory
 from claimscope.taints.model import NodeReport
@@ -167,7 +168,8 @@ def onsets(reports: Iterable[NodeReport]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for report in reports:
         for finding in report.findings:
-            if finding.severity in (Severity.UNHEALTHY, Severity.LOST) and not finding.systemic:
+            blocking = finding.severity in (Severity.UNHEALTHY, Severity.LOST) and finding.rule in RULE_BY_KEY
+            if blocking and not finding.systemic:
                 nodes = found.setdefault(finding.rule, {})
                 nodes[report.node] = min(finding.since_wall, nodes.get(report.node, math.inf))
     return found

@@ -5,8 +5,9 @@ A command never deletes what is not ours, and deletes rules one by one, each in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -33,8 +34,10 @@ from claimscope.taints.notebook import (
     ACKNOWLEDGE,
     BREAKER,
     IGNORE,
+    LIFTED,
     SHOWN,
     Ask,
+    Lifted,
     Notebook,
     Shown,
     annotation_of,
@@ -44,6 +47,7 @@ from claimscope.taints.reports import FINDINGS_ANNOTATION, NODE_ANNOTATION, read
 from claimscope.yamlfile import did_you_mean
 
 _PAGE: Final = "500"
+_LIFT_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +90,12 @@ def _standing(rules: Iterable[DeviceTaintRule]) -> list[Standing]:
 async def overview(api: ApiClient, notebook: Notebook) -> Overview:
     """What stands and what is held back. Raises ApiError."""
     _, rules = await _rules(api)
-    notes = await notebook.read()
-    return Overview(rules=tuple(_standing(rules)), paused=paused_by(notes), shown=_shown(notes.get(SHOWN)))
+    paused = paused_by(await notebook.read())
+    return Overview(rules=tuple(_standing(rules)), paused=paused, shown=await _shown(notebook))
 
 
-def _shown(text: str | None) -> Shown | None:
+async def _shown(notebook: Notebook) -> Shown | None:
+    text = (await notebook.recall()).get(SHOWN)
     try:
         return msgspec.json.decode(text, type=Shown) if text else None
     except (msgspec.MsgspecError, UnicodeError):
@@ -115,7 +120,8 @@ def table(found: Overview) -> str:
     rows += (_row(each) for each in sorted(found.rules, key=lambda each: (each.fence.node, each.fence.device)))
     for held in found.shown.held if found.shown is not None else ():
         rows.append((
-            held.device, held.node, held.uuid, held.severity, "-", "-", held.rule, f"held ({held.reason}): {held.text}",
+            held.device.strip("/") or "-", held.node, held.uuid, held.severity, "-", "-", held.rule,
+            f"held ({held.reason}): {held.text}",
         ))
     if len(rows) == 1:
         return "\n".join([*lines, "no device is tainted by claimscope"])
@@ -145,26 +151,78 @@ def _since(each: Standing) -> str:
 # --- lifting ---
 
 
-async def lift(api: ApiClient, *, names: Iterable[str] = (), all_of_ours: bool = False) -> list[str]:
-    """Deletes rules of ours by name or uuid; with `all_of_ours` takes our conditions from Nodes, too.
+@dataclass(slots=True)
+class Lifting:
+    """What came of it, in lines for people."""
 
-    Answers what was done. Raises ApiError; KeyError with a name that is no rule's of ours, and no uuid of one.
+    done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    async def attempt(self, done: str, left: str, write: Callable[[], Awaitable[object]]) -> None:
+        """One of many writes: a failure keeps none of the others."""
+        try:
+            await write()
+        except ApiError as error:
+            self.left.append(f"{left}: {error}")
+        else:
+            self.done.append(done)
+
+
+async def lift(
+    api: ApiClient, notebook: Notebook, *, names: Iterable[str] = (), all_of_ours: bool = False, author: str,
+    reason: str = "", wall: float,
+) -> Lifting:
+    """Deletes rules of ours by name or uuid; with `all_of_ours` takes our taints and conditions from Nodes, too.
+
+    Raises ApiError where nothing can be read; KeyError with a name that is no rule's of ours, and no uuid of one.
     """
     version, rules = await _rules(api)
     wanted = set(names)
     missing = wanted.difference(*(_names(rule) for rule in rules))
     if missing:
         raise KeyError(min(missing))
-    done: list[str] = []
-    for rule in rules:
-        if version is not None and (all_of_ours or not wanted.isdisjoint(_names(rule))):
-            meta, taint = rule.metadata, rule.spec.taint
-            await RuleWriter(api, version).delete(meta.name, meta.uid, meta.resource_version)
-            done.append(f"lifted {meta.name}: {taint.key} of effect {taint.effect} on {_device(rule)}")
+    chosen = [rule for rule in rules if all_of_ours or not wanted.isdisjoint(_names(rule))]
+    result = Lifting()
+    if chosen:
+        lifted = Lifted(
+            author=author, wall=wall, reason=reason,
+            names=() if all_of_ours else tuple(rule.metadata.name for rule in chosen),
+        )  # fmt: skip
+        await _note(notebook, lifted, result)
+    writer = RuleWriter(api, version or RULE_VERSIONS[0])
+    for rule in chosen:
+        name, taint = rule.metadata.name, rule.spec.taint
+        about = f"{name}: {taint.key} of effect {taint.effect} on {_device(rule)}"
+        await result.attempt(f"lifted {about}", f"not lifted {name}", partial(_delete, api, writer, rule))
     if all_of_ours:
-        done += [f"took the taints from node {node}" for node in await _untaint_nodes(api)]
-        done += [f"took the conditions from node {node}" for node in await _clear_nodes(api)]
-    return done
+        await _clear_nodes(api, result)
+    return result
+
+
+async def _note(notebook: Notebook, lifted: Lifted, result: Lifting) -> None:
+    """Leaves word for the leader, where there is or was one."""
+    try:
+        if await notebook.recall():
+            await notebook.write({LIFTED: msgspec.json.encode(lifted).decode()})
+    except ApiError as error:
+        result.done.append(f"the controller will not know who lifted them: {error}")
+
+
+async def _delete(api: ApiClient, writer: RuleWriter, rule: DeviceTaintRule) -> None:
+    """Deletes a rule, looking again where somebody writes it meanwhile; one that is ours no more is left."""
+    for _ in range(_LIFT_TRIES - 1):
+        try:
+            return await writer.delete(rule.metadata.name, rule.metadata.uid, rule.metadata.resource_version)
+        except ApiError as error:
+            if error.reason is not ApiReason.CONFLICT:
+                raise
+        found = await writer.read(rule.metadata.name)
+        if found is None:
+            return None
+        if (found.metadata.labels or {}).get(fences.MANAGED_LABEL) != MANAGED_BY:
+            raise ApiError(ApiReason.CONFLICT, f"somebody took its label {fences.MANAGED_LABEL} away")
+        rule = found
+    return await writer.delete(rule.metadata.name, rule.metadata.uid, rule.metadata.resource_version)
 
 
 def _names(rule: DeviceTaintRule) -> tuple[str, str]:
@@ -177,19 +235,24 @@ def _device(rule: DeviceTaintRule) -> str:
     return "/".join(part or "*" for part in parts) or "*"
 
 
-async def _untaint_nodes(api: ApiClient) -> list[str]:
-    listed = [node for node in await _list(api, "/api/v1/nodes", Node) if isinstance(node, Node)]
-    noted = [node.metadata for node in listed if node.metadata.annotations and node.metadata.annotations.taints]
-    return [meta.name for meta in noted if await apply_nodes.write(api, meta.name, meta.uid, ())]
-
-
-async def _clear_nodes(api: ApiClient) -> list[str]:
-    cleared: list[str] = []
-    for node in await _list(api, "/api/v1/nodes", Node):
-        if isinstance(node, Node) and conditions.present_on(node):
-            await conditions.write(api, node.metadata.name, (), {}, 0.0)
-            cleared.append(node.metadata.name)
-    return cleared
+async def _clear_nodes(api: ApiClient, result: Lifting) -> None:
+    nodes: list[Node] = []
+    try:
+        nodes += [node for node in await _list(api, "/api/v1/nodes", Node) if isinstance(node, Node)]
+    except ApiError as error:
+        result.left.append(f"taints and conditions of nodes: {error}")
+    for node in nodes:
+        meta = node.metadata
+        if meta.annotations and meta.annotations.taints:
+            await result.attempt(
+                f"took the taints from node {meta.name}", f"taints of node {meta.name}",
+                partial(apply_nodes.write, api, meta.name, meta.uid, ()),
+            )  # fmt: skip
+        if conditions.present_on(node):
+            await result.attempt(
+                f"took the conditions from node {meta.name}", f"conditions of node {meta.name}",
+                partial(conditions.write, api, meta.name, (), {}, 0.0),
+            )  # fmt: skip
 
 
 def acknowledgement(what: str, *, rule: str, hours: float, author: str, reason: str) -> tuple[str, str]:
@@ -217,6 +280,7 @@ class GpuStory:
     findings: tuple[ReportedFinding, ...]
     rules: tuple[Standing, ...]
     held: tuple[str, ...]  # why a taint that is wanted does not stand, or keeps nobody away
+    held_unnamed: int = 0  # taints that are held back, and of which the controller does not say which
     holders: tuple[str, ...]  # claims
     others: tuple[str, ...]  # taints that are not ours
     heard: str | None  # when the node's agent renewed its Lease last; None: there is none
@@ -246,23 +310,29 @@ async def gpu_story(api: ApiClient, notebook: Notebook, uuid: str) -> GpuStory:
         site.device: site for node in {"", *inventory.nodes()} for site in inventory.sites(uuid, node)
     }.items())
     devices = tuple(device for device, _ in sites)
-    shown = _shown((await notebook.read()).get(SHOWN))
+    shown = await _shown(notebook)
     nodes = [*(finding.node for finding in findings), *(site.node for _, site in sites)]
     node = next((node for node in nodes if node), "")
     return GpuStory(
         uuid=uuid, node=node, devices=devices, findings=tuple(findings), heard=heard.get(node),
         rules=tuple(each for each in rules if each.fence.uuid == uuid or each.fence.device in devices),
-        held=tuple(
-            f"{held.text} ({held.rule}, {held.reason})"
-            for held in (shown.held if shown is not None else ())
-            if held.uuid == uuid or held.device in map(str, devices)
-        ),
+        held=_held(shown, uuid, devices),
+        held_unnamed=0 if shown is None else shown.held_more,
         holders=tuple(
             f"{held.claim} holds {device}{' for administration' if held.admin else ''}"
             for device in devices for held in cluster.holdings(device)
         ),
         others=_others(cluster, devices, {each.fence.name for each in rules}),
     )  # fmt: skip
+
+
+def _held(shown: Shown | None, uuid: str, devices: Sequence[DeviceKey]) -> tuple[str, ...]:
+    names = set(map(str, devices))
+    return tuple(
+        f"{held.text} ({held.rule}, {held.reason})"
+        for held in (shown.held if shown is not None else ())
+        if held.uuid == uuid or held.device in names
+    )
 
 
 def _others(cluster: Cluster, devices: Sequence[DeviceKey], ours: set[str]) -> tuple[str, ...]:
@@ -310,6 +380,12 @@ def story_words(story: GpuStory) -> str:
     if not story.rules:
         lines.append("not tainted by claimscope")
     lines += (f"not fenced: {each}" for each in story.held)
+    fenced = any(fences.blocks(each.fence.effect) for each in story.rules)
+    if story.findings and not story.held and not fenced and story.held_unnamed:
+        lines.append(
+            f"why it is not fenced is not known here: the controller names the first that it holds back, and not the "
+            f"{story.held_unnamed} others; `dra_taint_held` counts all by reason"
+        )
     for finding in story.findings:
         lines.append(f"finding {finding.rule} ({finding.severity.value}) since {api_time(finding.since_wall)}")
         lines += (f"  {name}: {value}" for name, value in finding.evidence.items())

@@ -92,6 +92,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     match default:
         case None | ():
             return "unset"
+        case tuple():
+            return f"`[{', '.join(map(str, default))}]`"
         case "":
             return "empty"
         case bool():

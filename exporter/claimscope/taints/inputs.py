@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from claimscope.claims.cluster import Cluster
 from claimscope.claims.model import DeviceKey, StandingTaint
@@ -17,8 +16,6 @@ from claimscope.taints.machines import OnNode, on_node
 from claimscope.taints.model import KEY_DOMAIN, Fence, Mode, NodeReport, ReportedFinding
 from claimscope.taints.policy import Override, Pause, Policy, milder
 
-PINNED: Final = "pinned"  # what a human declared unhealthy has this name in place of a rule's
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
@@ -30,7 +27,7 @@ class Inputs:
     inventory: Inventory
     standing: Mapping[str, Fence] = field(default_factory=dict)  # ours, by name
     foreign: frozenset[str] = frozenset()  # names of everybody else's rules
-    rules_known: bool = True  # they have been read: one that is missing is not there
+    rules_known: bool = True  # they have been read, or the server has none: one that is missing is not there
     nodes: Mapping[str, str] = field(default_factory=dict)  # name -> uid
     nodes_known: bool = True
     blocked_elsewhere: frozenset[DeviceKey] = frozenset()  # devices that others' taints keep work from
@@ -78,27 +75,21 @@ class Inputs:
 
 def gather(
     *, cluster: Cluster, inventory: Inventory, reports: Iterable[NodeReport], standing: Iterable[Fence],
-    policy: Policy, now_wall: float, maintenance: frozenset[str] = frozenset(), only_node: str = "",
-    overrides: tuple[Override, ...] = (), pauses: tuple[Pause, ...] = (), rules_known: bool = True,
+    policy: Policy, now_wall: float,
 ) -> Inputs:
-    """The inputs of a round, as the mirror has them; `standing` are our fences, with what was just written.
-
-    `rules_known` is also true where the API server has no rules at all: then nothing stands.
-    """
+    """What a round sees in the mirror; `standing` are our fences, with what was just written."""
     ours = {fence.name: fence for fence in standing}
     # A rule of ours that is not among them was deleted just now, and the mirror lags behind.
     others = [rule for name, rule in cluster.rules.items() if name not in ours and fences.standing(rule) is None]
     return Inputs(
         now_wall=now_wall, policy=policy, reports={report.node: report for report in reports}, inventory=inventory,
         standing=ours, foreign=frozenset(rule.metadata.name for rule in others),
-        rules_known=rules_known,
         nodes={name: node.metadata.uid for name, node in cluster.nodes.items()},
         nodes_known="nodes" in cluster.synced,
         node_taints={name: found for name, node in cluster.nodes.items() if (found := on_node(node)) is not None},
         blocked_elsewhere=frozenset(_blocked(cluster, (*others, *_edited(cluster, ours)))),
         closed_nodes=frozenset(_closed(cluster, policy)),
         holders=_holders(cluster, policy, ours.values()),
-        maintenance=maintenance, only_node=only_node, overrides=overrides, pauses=pauses,
     )  # fmt: skip
 
 
@@ -118,14 +109,14 @@ def _edited(cluster: Cluster, ours: Mapping[str, Fence]) -> Iterator[DeviceTaint
 
 
 def _closed(cluster: Cluster, policy: Policy) -> Iterator[str]:
+    """Nodes that others' taints keep work from, or that are not ready."""
     dedicating = policy.budgets.dedicating_taints
     for name, node in cluster.nodes.items():
-        if node.spec.taints and any(
+        tainted = any(
             blocks(taint.effect) and taint.key not in dedicating and not taint.key.startswith(f"{KEY_DOMAIN}/")
-            for taint in node.spec.taints
-        ):
-            yield name
-        elif any(each.type == "Ready" and each.status != "True" for each in node.status.conditions or ()):
+            for taint in node.spec.taints or ()
+        )
+        if tainted or any(each.type == "Ready" and each.status != "True" for each in node.status.conditions or ()):
             yield name
 
 

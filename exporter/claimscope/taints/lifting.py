@@ -7,10 +7,10 @@ from dataclasses import replace
 from claimscope.health.model import Severity
 from claimscope.taints import fences
 from claimscope.taints.fences import EFFECT_SINCE, FINDING_UUID, blocks, rules_of
-from claimscope.taints.inputs import PINNED, Inputs
+from claimscope.taints.inputs import Inputs
 from claimscope.taints.inventory import Site
 from claimscope.taints.memory import Memory
-from claimscope.taints.model import Action, Do, Fence, Mode, NodeReport
+from claimscope.taints.model import PINNED, Action, Do, Fence, Mode, NodeReport
 from claimscope.taints.policy import effect_of
 from claimscope.taints.wants import Silence, Wanted, moved, pool_of
 

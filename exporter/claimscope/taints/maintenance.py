@@ -79,6 +79,7 @@ class NodeFacts:
     unverified: str = ""  # the annotation by which a person gives the node back without verification
     no_gpus: bool = False  # nothing tells of any
     gpus: int = 0  # boards that slices publish, or its device plugin gives out, now
+    told_gpus: int = 0  # the most that its agent and its capacity tell of
     known_gpus: int = 0  # the most that anything tells of; 0: how many it has is not known
     published: bool = True  # wholly: what is not there is not there
     boot_id: str = ""
@@ -132,9 +133,7 @@ class Outcome:
     @property
     def nodes(self) -> frozenset[str]:
         """Nodes that no budget counts and on which findings put up nothing new."""
-        return frozenset(
-            name for name, each in self.statuses.items() if each.phase not in _OUTSIDE
-        )
+        return frozenset(name for name, each in self.statuses.items() if each.phase not in _OUTSIDE)
 
     @property
     def kept_free(self) -> frozenset[str]:
@@ -165,16 +164,22 @@ def step(
 
     What was remembered is `legible`.
     """
-    places = _Places(policy, fleet, [groups.get(node, "") for node in remembered])
+    begun = {node: state for node, state in remembered.items() if state.phase != Phase.NO_GPUS.value}
+    places = _Places(policy, fleet, [groups.get(node, "") for node in begun])
     states: dict[str, Maintained] = {}
     statuses: dict[str, Status] = {}
     # Whoever has a place keeps it; the others in the order of their deadlines.
-    for each in sorted(facts, key=lambda each: (each.node not in remembered, _deadline(each), each.node)):
-        state = _begun(each, remembered.get(each.node), places, now_wall)
+    for each in sorted(facts, key=lambda each: (each.node not in begun, _deadline(each), each.node)):
+        state = _begun(each, begun.get(each.node), places, now_wall)
+        uncounted = each.no_gpus or each.node in remembered.keys() - begun.keys()
         if state is None:
             if each.request is not None:
                 statuses[each.node] = _not_begun(each, each.request, places, now_wall)
+            if each.request is not None and uncounted:
+                states[each.node] = Maintained(uid="", phase=Phase.NO_GPUS.value, started_wall=now_wall)
             continue
+        if uncounted:
+            state = msgspec.structs.replace(state, gpus=0)
         if each.request is not None:
             states[each.node], statuses[each.node] = _asked_for(each, each.request, state, now_wall)
         elif (back := _taken_back(each, state, policy, now_wall)) is not None:
@@ -239,7 +244,7 @@ def _begun(facts: NodeFacts, state: Maintained | None, places: _Places, now_wall
 
 def _not_begun(facts: NodeFacts, request: Request, places: _Places, now_wall: float) -> Status:
     if facts.no_gpus:
-        text = "Neither slices nor its capacity nor an agent tell of a GPU on this node: nothing is done."
+        text = "Neither slices, its capacity nor an agent tell of a GPU on this node: nothing is done until one does."
         return _said(facts, request, Phase.NO_GPUS, text, now_wall)
     return _said(facts, request, Phase.WAITING_FOR_BUDGET, places.refusal(facts.group), now_wall)
 
@@ -257,7 +262,7 @@ def _asked_for(facts: NodeFacts, request: Request, state: Maintained, now_wall: 
         touched=state.touched or releasing or facts.stale or _booted(facts, state),
         let_go=state.let_go or releasing,
         # What was not known at the beginning is not learned from what is published by and by.
-        gpus=max(state.gpus, facts.known_gpus) if state.gpus else 0,
+        gpus=max(state.gpus, facts.known_gpus) if state.gpus else facts.told_gpus,
     )
     announcing = phase is Phase.ANNOUNCED
     effect = "None" if announcing and facts.highest is not None else facts.highest
@@ -316,8 +321,10 @@ def _waits_for(facts: NodeFacts, state: Maintained) -> tuple[Phase, str]:
         return Phase.WAITING_FOR_AGENT, "The node's agent is asked to let NVML go and has not answered yet."
     if answer.processes:
         return Phase.WAITING_FOR_PROCESSES, f"Processes that use its GPUs: {answer.processes}."
-    return (Phase.READY, _can_go(answer)) if answer.released else (
-        Phase.WAITING_FOR_AGENT, "The node's agent has not let NVML go yet."
+    return (
+        (Phase.READY, _can_go(answer))
+        if answer.released
+        else (Phase.WAITING_FOR_AGENT, "The node's agent has not let NVML go yet.")
     )
 
 

@@ -6,20 +6,22 @@ All that they write are annotations of one Node, which `kubectl annotate` can wr
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Final
 
-from claimscope.kube.api import MERGE_PATCH, ApiClient, ApiError, ApiReason, decode
-from claimscope.kube.objects import Node, RawList, unix_seconds
+from claimscope.kube.api import MERGE_PATCH, ApiClient, ApiError, ApiReason, decode, discover
+from claimscope.kube.objects import Node, RawList, ResourceSlice, unix_seconds
+from claimscope.kube.slices import GROUP, VERSIONS, attributes_of
 from claimscope.taints.apply import MANAGER, api_time, send
 from claimscope.taints.conditions import MAINTENANCE_READY, present_on
-from claimscope.taints.maintenance_facts import request_of
+from claimscope.taints.machines import plugin_gpus
+from claimscope.taints.maintenance_facts import LATEST_WALL, request_of
 from claimscope.taints.model import KEY_DOMAIN
 
 REASON: Final = f"{KEY_DOMAIN}/maintenance"
 BY: Final = f"{KEY_DOMAIN}/maintenance-by"
 DEADLINE: Final = f"{KEY_DOMAIN}/maintenance-deadline"
 UNVERIFIED: Final = f"{KEY_DOMAIN}/maintenance-unverified"
+_GPU_PRESENT: Final = "nvidia.com/gpu.present"  # label by GPU Feature Discovery
 _PAGE: Final = "500"
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -32,14 +34,14 @@ class MaintenanceError(Exception):
 def deadline_of(text: str, now_wall: float) -> str:
     """A deadline as it is written, from a span such as 2h or a time. Raises ValueError."""
     span = _SPAN.fullmatch(text)
-    if span is not None:
-        return api_time(now_wall + float(span[1]) * _SECONDS[span[2]])
-    wall = unix_seconds(text)
+    wall = unix_seconds(text) if span is None else now_wall + float(span[1]) * _SECONDS[span[2]]
     if wall is None:
         raise ValueError(f"`{text}` is neither a span such as 90m, 2h or 1d, nor a time such as 2026-11-21T18:00:00Z")
-    if wall <= now_wall:
+    if span is None and wall <= now_wall:
         raise ValueError(f"`{text}` has passed")
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if wall > LATEST_WALL:
+        raise ValueError(f"`{text}` is after {api_time(LATEST_WALL)}")
+    return api_time(wall)
 
 
 async def start(api: ApiClient, node: str, *, reason: str, author: str, deadline: str | None) -> str:
@@ -51,6 +53,11 @@ async def start(api: ApiClient, node: str, *, reason: str, author: str, deadline
         raise MaintenanceError(
             f"maintenance of {node} is asked for already{by} ({request.reason}): finish that first, or change the "
             f"annotations {REASON} and {DEADLINE} of the node"
+        )
+    if await _without_gpus(api, found):
+        raise MaintenanceError(
+            f"no ResourceSlice of {node} and no capacity of it names a GPU; where it has some all the same, and its "
+            f"driver is down, annotate it: kubectl annotate node {node} {REASON}=..."
         )
     await _annotate(api, node, {REASON: reason, BY: author, DEADLINE: deadline, UNVERIFIED: None})
     until = f" until {deadline}" if deadline is not None else ""
@@ -112,6 +119,22 @@ async def _node(api: ApiClient, name: str) -> Node:
         if error.reason is ApiReason.NOT_FOUND:
             raise MaintenanceError(f"there is no node `{name}`; `kubectl get nodes` shows them") from error
         raise
+
+
+async def _without_gpus(api: ApiClient, node: Node) -> bool:
+    """Whether nothing tells of a GPU; what may not be read tells nothing either way."""
+    if plugin_gpus(node)[0] or (node.metadata.labels or {}).get(_GPU_PRESENT) == "true":
+        return False
+    try:
+        path = f"/apis/{GROUP}/{await discover(api, GROUP, VERSIONS, 'resourceslices')}/resourceslices"
+        body = await api.get(path, {"fieldSelector": f"spec.nodeName={node.metadata.name}"})
+    except ApiError as error:
+        if error.reason in (ApiReason.NOT_FOUND, ApiReason.FORBIDDEN):
+            return error.reason is ApiReason.NOT_FOUND
+        raise
+    slices = [decode(item, ResourceSlice, path) for item in decode(body, RawList, path).items or ()]
+    devices = [(each.spec.driver, device) for each in slices for device in each.spec.devices or ()]
+    return not any(attributes_of(*device).keys() & {"uuid", "parentUUID"} for device in devices)
 
 
 async def _annotate(api: ApiClient, node: str, annotations: dict[str, str | None]) -> None:

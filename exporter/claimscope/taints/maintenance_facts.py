@@ -101,7 +101,13 @@ class Sight:
     """The cluster as a maintenance sees it, in one round."""
 
     def __init__(
-        self, cluster: Cluster, inputs: Inputs, leases: Mapping[str, Lease], nodes: Collection[str], *, readable: bool,
+        self,
+        cluster: Cluster,
+        inputs: Inputs,
+        leases: Mapping[str, Lease],
+        nodes: Collection[str],
+        *,
+        readable: bool,
         renewals: Renewals,
     ) -> None:
         """`leases` are the agents', by node. `readable`: which rules stand is known."""
@@ -133,11 +139,14 @@ class Sight:
         present = [by_device[site.device] for site in sites if site.device in by_device] if sites else fences
         blocking = [fence for fence in present if blocks(fence.effect)]
         published = self._published(name, report)
-        said_gpus = _gpus_said(self._leases.get(name))
         plugin_gpus = 0 if report is None else report.plugin_devices
-        gpus = max(inputs.inventory.gpus_of(name), plugin_gpus - (0 if report is None else report.plugin_withdrawn))
+        seen = _gpus_said(self._leases.get(name))
+        told = max(plugin_gpus, seen)
+        by_slices, by_plugin = inputs.inventory.gpus_of(name), plugin_gpus
+        by_plugin -= 0 if report is None else report.plugin_withdrawn
+        # The same boards, as far as its agent does not see more of them.
+        gpus = min(by_slices + by_plugin, max(by_slices, by_plugin, seen))
         standing = len({fence.uuid for fence in fences})
-        known = published or plugin_gpus or said_gpus or standing
         node_tainted = _node_tainted(inputs.node_taints.get(name))
         highest, unfenced = _highest(inputs, group, readable=self._readable)
         return NodeFacts(
@@ -146,9 +155,10 @@ class Sight:
             group=group,
             request=request,
             unverified=(node.metadata.annotations or _NO_NOTES).maintenance_unverified or "",
-            no_gpus=report is None and not fences,
+            no_gpus=not (gpus or told or standing or self._pools[name] or self._claims[name]),
             gpus=gpus,
-            known_gpus=max(gpus, plugin_gpus, said_gpus, standing) if known else 0,
+            told_gpus=told,
+            known_gpus=max(gpus, told, standing) if published or told or standing else 0,
             published=published,
             boot_id=node.status.node_info.boot_id,
             highest=highest,

@@ -1,7 +1,8 @@
 """Which taints keep a node's devices free for maintenance, and what is to be written so that they stand?
 
 They are no matter of findings: no budget of those bounds them and no finding lifts them. A pause holds back new ones,
-and such as would now keep work away, as does the cap on all rules. One that somebody takes away is put up again, since the Node still asks for it.
+and such as would now keep work away, as does the cap on all rules. One that somebody takes away is put up again, since
+the Node still asks for it.
 """
 
 from __future__ import annotations

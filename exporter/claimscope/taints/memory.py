@@ -5,13 +5,17 @@ Plain data, written as JSON where the leader keeps its own. Wall times are this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import base64
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
-_BYTES_MAX: Final = 160 * 1024  # all annotations of an object may have 256 KiB together
+_BYTES_MAX: Final = 192 * 1024  # all annotations of an object may have 256 KiB together
+_PLAIN_BYTES: Final = 16 * 1024  # so much is written as people can read it
+_DECODED_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class Blocked(msgspec.Struct, frozen=True, array_like=True):
@@ -29,6 +33,8 @@ class Ignore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     until_wall: float
     author: str = ""
     reason: str = ""
+    taint: str = ""  # name of the rule that was deleted
+    since_wall: float = 0.0  # when that was seen
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,18 +92,43 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def encode(memory: Memory, bytes_max: int = _BYTES_MAX) -> str:
-    """As text: about 150 bytes a fence that stands.
+    """As text: JSON, and compressed where it is long, about 70 bytes a fence that stands.
 
-    What is too long is kept in part: first goes what tells a deletion by hand, then what tells one cause for many.
-    Rate, breaker, holds and ignores stay.
+    What is too long even so is kept in part: first goes, half by half, what tells a deletion by hand, then what tells
+    one cause for many, then what ends soonest of what is ignored. Rate, breaker, holds and maintenance stay.
     """
+    text = _packed(memory)
+    for part in _LEAST_FIRST:
+        while len(text) > bytes_max and getattr(memory, part):
+            memory = _halved(memory, part)
+            text = _packed(memory)
+    return text
+
+
+_LEAST_FIRST: Final = ("known", "known_nodes", "onsets", "ignores")
+
+
+def _packed(memory: Memory) -> str:
     text = msgspec.json.encode(memory)
-    for left_out in ("known", "known_nodes", "onsets"):
-        if len(text) <= bytes_max:
-            break
-        memory = msgspec.structs.replace(memory, **{left_out: {}})
-        text = msgspec.json.encode(memory)
-    return text.decode()
+    return text.decode() if len(text) <= _PLAIN_BYTES else base64.b64encode(zlib.compress(text)).decode()
+
+
+def _halved(memory: Memory, part: str) -> Memory:
+    """The same with the more important half of one part."""
+    if part == "known":  # what only announces goes first
+        known = sorted(memory.known.items(), key=lambda each: (".degraded" in each[0], each[0]))
+        return msgspec.structs.replace(memory, known=dict(known[: len(known) // 2]))
+    if part == "known_nodes":
+        nodes = sorted(memory.known_nodes.items())
+        return msgspec.structs.replace(memory, known_nodes=dict(nodes[: len(nodes) // 2]))
+    if part == "onsets":
+        latest = sorted((-wall, rule, node) for rule, nodes in memory.onsets.items() for node, wall in nodes.items())
+        onsets: dict[str, dict[str, float]] = {}
+        for wall, rule, node in latest[: len(latest) // 2]:
+            onsets.setdefault(rule, {})[node] = -wall
+        return msgspec.structs.replace(memory, onsets=onsets)
+    ignores = sorted(memory.ignores, key=lambda each: -each.until_wall)
+    return msgspec.structs.replace(memory, ignores=tuple(ignores[: len(ignores) // 2]))
 
 
 def decode(text: str | None, now_wall: float) -> tuple[Memory, str]:
@@ -109,9 +140,13 @@ def decode(text: str | None, now_wall: float) -> tuple[Memory, str]:
     if not text:
         return Memory(), ""
     try:
-        return msgspec.json.decode(text, type=Memory), ""
-    except (msgspec.MsgspecError, UnicodeError) as error:
+        return msgspec.json.decode(text if text.startswith("{") else _unpacked(text), type=Memory), ""
+    except (msgspec.MsgspecError, ValueError, zlib.error) as error:
         return Memory(breaker=Breaker(state=HALF_OPEN, since_wall=now_wall)), str(error)
+
+
+def _unpacked(text: str) -> bytes:
+    return zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _DECODED_BYTES_MAX)
 
 
 def aged(memory: Memory, now_wall: float, *, rate_seconds: float, systemic_seconds: float) -> Memory:
@@ -142,6 +177,17 @@ def ignoring(memory: Memory, ignores: Iterable[Ignore]) -> Memory:
         if before is None or before.until_wall < each.until_wall:
             found[each.uuid, each.rule] = each
     return msgspec.structs.replace(memory, ignores=tuple(found.values()))
+
+
+def lifted_by(memory: Memory, author: str, reason: str, names: Collection[str], since_wall: float) -> Memory:
+    """The same with the name of who deleted rules since then; no names are all of them."""
+    ignores = tuple(
+        msgspec.structs.replace(each, author=author, reason=reason)
+        if each.taint and not each.author and each.since_wall >= since_wall and (not names or each.taint in names)
+        else each
+        for each in memory.ignores
+    )
+    return msgspec.structs.replace(memory, ignores=ignores)
 
 
 def acknowledged(memory: Memory, rules: Iterable[str]) -> Memory:

@@ -14,6 +14,7 @@ from claimscope.health.model import Severity
 
 KEY_DOMAIN = "claimscope.io"
 MANAGED_BY = "claimscope"
+PINNED = "pinned"  # what a human declared unhealthy has this name in place of a rule's
 
 
 class Mode(enum.Enum):

@@ -1,7 +1,9 @@
 """What does fencing keep from one leader to the next, and where do people tell it to stop?
 
-In annotations of the controller's Lease: whoever leads has to be able to read and write that anyway. Each write names
-only its own annotations, so that the election, people and fencing do not overwrite each other.
+In annotations of Leases: whoever leads has to be able to read and write those anyway. What people ask stands in the
+controller's own. What fencing keeps may be long, and the election writes that one whole every two seconds, so it
+stands in another one beside it; an agent that fences for itself has its one Lease for both. Each write names only its
+own annotations, so that the election, people and fencing do not overwrite each other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from claimscope.kube.api import JSON, MERGE_PATCH, ApiClient, ApiError, ApiReaso
 from claimscope.kube.objects import Lease
 from claimscope.taints.apply import MANAGER, send
 from claimscope.taints.fences import word_of
-from claimscope.taints.memory import Ignore, Memory, acknowledged, half_opened, ignoring
+from claimscope.taints.memory import Ignore, Memory, acknowledged, half_opened, ignoring, lifted_by
 from claimscope.taints.model import KEY_DOMAIN, Held, Mode, Plan
 
 PAUSE: Final = f"{KEY_DOMAIN}/pause"  # whoever paused, and why; any value but "" and "false" pauses
@@ -26,55 +28,82 @@ MEMORY: Final = f"{KEY_DOMAIN}/taint-memory"
 SHOWN: Final = f"{KEY_DOMAIN}/taint-state"  # mode and what is held, for `claimscope taints list`
 ACKNOWLEDGE: Final = f"ack.{KEY_DOMAIN}/"  # + a health rule or "breaker": who did so
 IGNORE: Final = f"ignore.{KEY_DOMAIN}/"  # + uuid: an Ask
+LIFTED: Final = f"{KEY_DOMAIN}/lifted"  # a Lifted
 BREAKER: Final = "breaker"
 
 # All annotations of an object may have 256 KiB together (ValidateAnnotations in k8s.io/apimachinery).
 MEMORY_BYTES: Final = 192 * 1024
+_LIFTED_SECONDS: Final = 600.0  # for which a word about lifting is kept; clocks may differ by a minute
+_CLOCKS_SECONDS: Final = 60.0
 
 
 def is_note(name: str) -> bool:
     """Whether an annotation is fencing's, or people's word to it; whoever else writes the Lease keeps it."""
-    return name in (PAUSE, MEMORY, SHOWN) or name.startswith((ACKNOWLEDGE, IGNORE))
+    return name in (PAUSE, MEMORY, SHOWN, LIFTED) or name.startswith((ACKNOWLEDGE, IGNORE))
 
 
 class Notebook:
-    """The annotations of one Lease. Every call raises ApiError."""
+    """The annotations of the Leases. Every call raises ApiError."""
 
-    def __init__(self, api: ApiClient, namespace: str, name: str, *, makes: bool = False) -> None:
+    def __init__(
+        self, api: ApiClient, namespace: str, name: str, *, makes: bool = False, apart: bool = False
+    ) -> None:
+        """`makes`: without an election nobody else makes the Lease. `apart`: what is kept has a Lease of its own."""
         self._api = api
         self._all = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self.namespace = namespace
         self._name = name
-        self._makes = makes  # without an election nobody else makes the Lease
-        self._path = f"{self._all}/{name}"
+        self._makes = makes
+        self._apart = apart
+        self._kept_name = f"{name}-memory" if apart else name
 
     async def read(self) -> Mapping[str, str]:
         """All annotations; none where there is no Lease yet."""
+        return await self._read(self._name)
+
+    async def recall(self) -> Mapping[str, str]:
+        """What is kept; earlier versions kept it where people ask, as agents do."""
+        kept = await self._read(self._kept_name)
+        return kept if MEMORY in kept or not self._apart else await self.read()
+
+    async def write(self, annotations: Mapping[str, str | None]) -> None:
+        """Sets some annotations, and takes those away that are None."""
+        await self._write(self._name, annotations, makes=self._makes)
+
+    async def keep(self, annotations: Mapping[str, str]) -> None:
+        """The same of what is kept."""
+        await self._write(self._kept_name, annotations, makes=self._apart or self._makes)
+
+    def outdated(self, annotations: Mapping[str, str]) -> list[str]:
+        """Which annotations stand where an earlier version kept them."""
+        return [name for name in (MEMORY, SHOWN) if self._apart and name in annotations]
+
+    async def _read(self, name: str) -> Mapping[str, str]:
+        path = f"{self._all}/{name}"
         try:
-            body = await self._api.get(self._path)
+            body = await self._api.get(path)
         except ApiError as error:
             if error.reason is ApiReason.NOT_FOUND:
                 return {}
             raise
-        return decode(body, Lease, self._path).metadata.annotations or {}
+        return decode(body, Lease, path).metadata.annotations or {}
 
-    async def write(self, annotations: Mapping[str, str | None]) -> None:
-        """Sets some annotations, and takes those away that are None."""
+    async def _write(self, name: str, annotations: Mapping[str, str | None], *, makes: bool) -> None:
         patch = {"metadata": {"annotations": dict(annotations)}}
         params = {"fieldManager": MANAGER}
         try:
-            await send(self._api, "PATCH", self._path, patch, MERGE_PATCH, params)
+            await send(self._api, "PATCH", f"{self._all}/{name}", patch, MERGE_PATCH, params)
         except ApiError as error:
-            if error.reason is not ApiReason.NOT_FOUND or not self._makes:
+            if error.reason is not ApiReason.NOT_FOUND or not makes:
                 raise
-            await send(self._api, "POST", self._all, self._object(annotations), JSON, params)
+            await send(self._api, "POST", self._all, self._object(name, annotations), JSON, params)
 
-    def _object(self, annotations: Mapping[str, str | None]) -> dict[str, Any]:
-        kept = {name: text for name, text in annotations.items() if text is not None}
+    def _object(self, name: str, annotations: Mapping[str, str | None]) -> dict[str, Any]:
+        kept = {key: text for key, text in annotations.items() if text is not None}
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"namespace": self.namespace, "name": self._name, "annotations": kept},
+            "metadata": {"namespace": self.namespace, "name": name, "annotations": kept},
             "spec": {},
         }
 
@@ -86,6 +115,15 @@ class Ask(msgspec.Struct, frozen=True):
     rule: str = ""  # "": every one
     hours: float = 24.0
     reason: str = ""
+
+
+class Lifted(msgspec.Struct, frozen=True):
+    """Who lifts rules on the command line; the leader sees them go and would not know."""
+
+    author: str
+    wall: float
+    reason: str = ""
+    names: tuple[str, ...] = ()  # none: all of them
 
 
 _SECONDS_MAX: Final = 30 * 86400.0
@@ -107,12 +145,17 @@ class Asked:
     rules: tuple[str, ...] = ()
     breaker: bool = False
     ignores: tuple[Ignore, ...] = ()
+    lifted: Lifted | None = None
 
     def on(self, memory: Memory, now_wall: float) -> Memory:
         """The memory with all of it."""
         after = acknowledged(memory, self.rules) if self.rules else memory
         after = half_opened(after, now_wall) if self.breaker else after
-        return ignoring(after, self.ignores) if self.ignores else after
+        after = ignoring(after, self.ignores) if self.ignores else after
+        said = self.lifted
+        if said is None:
+            return after
+        return lifted_by(after, said.author, said.reason, said.names, said.wall - _CLOCKS_SECONDS)
 
 
 def asked_of(annotations: Mapping[str, str], now_wall: float) -> Asked:
@@ -120,6 +163,9 @@ def asked_of(annotations: Mapping[str, str], now_wall: float) -> Asked:
     names: list[str] = []
     rules: list[str] = []
     ignores: list[Ignore] = []
+    lifted = _lifted(annotations.get(LIFTED), now_wall)
+    if lifted is None and LIFTED in annotations:
+        names.append(LIFTED)
     for name, text in sorted(annotations.items()):
         if name.startswith(ACKNOWLEDGE):
             names.append(name)
@@ -136,8 +182,17 @@ def asked_of(annotations: Mapping[str, str], now_wall: float) -> Asked:
             ))
     return Asked(
         annotations=tuple(names), rules=tuple(rule for rule in rules if rule != BREAKER), breaker=BREAKER in rules,
-        ignores=tuple(ignores),
+        ignores=tuple(ignores), lifted=lifted,
     )
+
+
+def _lifted(text: str | None, now_wall: float) -> Lifted | None:
+    """The word about lifting; None for one that is too old or cannot be read."""
+    try:
+        found = msgspec.json.decode(text, type=Lifted) if text else None
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+    return found if found is not None and abs(now_wall - found.wall) < _LIFTED_SECONDS else None
 
 
 class HeldShown(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ class Notes:
         self._outcomes = outcomes
         self._seconds = seconds
         self._annotations: Mapping[str, str] = {}
+        self._kept: Mapping[str, str] = {}  # as it was written last
         self._read_ns: int | None = None
         self.memory: Memory | None = None  # None: not read yet
 
@@ -35,7 +36,8 @@ class Notes:
             self._annotations = await self._notebook.read()
             self._read_ns = now_ns
         if self.memory is None:
-            self.memory, problem = memory.decode(self._annotations.get(MEMORY), wall)
+            kept = await self._notebook.recall()
+            self.memory, problem = memory.decode(kept.get(MEMORY), wall)
             if problem:
                 log.warning("what was fenced lately is not known, so the breaker starts half open: %s", problem)
 
@@ -64,20 +66,20 @@ class Notes:
         if len(text) > MEMORY_BYTES:
             error = ApiError(ApiReason.INVALID, f"{len(text)} bytes are too many for the Lease")
             self._outcomes.failed("memory", error)
-            text = self._annotations.get(MEMORY, "")
+            text = self._kept.get(MEMORY, "")
         wanted = {MEMORY: text, SHOWN: shown}
-        changed: dict[str, str | None] = {
-            name: value for name, value in wanted.items() if self._annotations.get(name) != value
-        }
-        changed.update(dict.fromkeys(asked))
-        if not changed:
+        done = dict.fromkeys((*asked, *self._notebook.outdated(self._annotations)))
+        if wanted == self._kept and not done:
             return True
         try:
-            await self._notebook.write(changed)
+            if wanted != self._kept:
+                await self._notebook.keep(wanted)
+                self._kept = wanted
+            if done:  # only now: what was asked for must not be lost
+                await self._notebook.write(done)
         except ApiError as error:
             self._outcomes.failed("memory", error)
             return False
         self._outcomes.succeeded("memory")
-        now = {**self._annotations, **changed}
-        self._annotations = {name: value for name, value in now.items() if value is not None}
+        self._annotations = {name: value for name, value in self._annotations.items() if name not in done}
         return True

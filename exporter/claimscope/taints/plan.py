@@ -13,11 +13,11 @@ import msgspec
 from claimscope.taints import node_taints
 from claimscope.taints.bounds import Bounds, blocked_by
 from claimscope.taints.fences import for_maintenance, rules_of
-from claimscope.taints.inputs import PINNED, Inputs, gather
+from claimscope.taints.inputs import Inputs, gather
 from claimscope.taints.lifting import Lifting
 from claimscope.taints.maintenance_fences import upkeep
 from claimscope.taints.memory import Ignore, Known, Memory, aged, ignoring
-from claimscope.taints.model import Fence, Plan
+from claimscope.taints.model import PINNED, Fence, Plan
 from claimscope.taints.raising import Raising, blocked_after, demand_of, matched
 from claimscope.taints.wants import wanted
 
@@ -91,7 +91,7 @@ def _notice_deleted(inputs: Inputs, memory: Memory) -> Memory:
     ignores = [
         Ignore(
             uuid=known.uuid, rule=rule, until_wall=inputs.now_wall + inputs.policy.deleted_ignore_seconds,
-            reason=f"its rule {name} was deleted by somebody else",
+            taint=name, since_wall=inputs.now_wall,
         )
         for name, known in memory.known.items()
         if name not in inputs.standing and name not in inputs.foreign

@@ -22,7 +22,7 @@ from claimscope.health.model import Severity
 from claimscope.kube.objects import Lease, Node, unix_seconds
 from claimscope.taints.inventory import Inventory
 from claimscope.taints.machines import Machines
-from claimscope.taints.model import KEY_DOMAIN, NodeReport, ReportedFinding
+from claimscope.taints.model import KEY_DOMAIN, PINNED, NodeReport, ReportedFinding
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _EVIDENCE_MAX: Final = 16
 _TEXT_MAX: Final = 512
 _RULE: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")  # becomes the value of a taint: at most 63 characters
 _UUID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
-_NEVER_SECONDS: Final = 10 * 365 * 86400.0
+_TIME_MAX: Final = 253402300799.0  # the end of the year 9999: a later one cannot be written as a date
 _SEVERITIES: Final = {severity.value: severity for severity in Severity}
 
 
@@ -90,6 +90,8 @@ def _finding(node: str, boot_id: str, entry: Any) -> ReportedFinding:  # noqa: A
         raise ValueError(f"`{uuid[:80]}` is no uuid")
     if _RULE.fullmatch(rule) is None:
         raise ValueError(f"`{rule[:80]}` is no name of a rule")
+    if rule == PINNED:
+        raise ValueError(f"`{rule}` is what people declare, and no rule of an agent")
     if severity not in _SEVERITIES:
         raise ValueError(f"`{severity[:80]}` is no severity")
     since, evidence = entry.get("since"), entry.get("evidence")
@@ -99,7 +101,8 @@ def _finding(node: str, boot_id: str, entry: Any) -> ReportedFinding:  # noqa: A
         raise ValueError(f"`{str(evidence)[:80]}` is no evidence")
     return ReportedFinding(
         node=node, uuid=uuid, serial=_text(entry.get("serial")), rule=rule, severity=_SEVERITIES[severity],
-        since_wall=float(since), clears=_text(entry.get("clears")), systemic=entry.get("systemic") is True,
+        since_wall=min(max(float(since), 0.0), _TIME_MAX), clears=_text(entry.get("clears")),
+        systemic=entry.get("systemic") is True,
         evidence={key[:_TEXT_MAX]: _text(value) for key, value in list((evidence or {}).items())[:_EVIDENCE_MAX]},
         boot_id=_text(entry.get("boot_id")) or boot_id, parent=_text(entry.get("parent")),
     )  # fmt: skip
@@ -115,7 +118,7 @@ class Heartbeats:
     """When each agent was last heard, by our own clock."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, tuple[str, int]] = {}  # node -> (renewTime as it says, when it came to be so)
+        self._heard: dict[str, tuple[str, int | None]] = {}  # node -> (renewTime as it says, when it came to be so)
         self._met: dict[str, int] = {}  # node -> when it was first seen; until it is heard
 
     def hear(self, node: str, renew_time: str | None, now_ns: int, now_wall: float) -> None:
@@ -123,8 +126,8 @@ class Heartbeats:
         before = self._heard.get(node)
         if before is None:
             wall = unix_seconds(renew_time)
-            age = _NEVER_SECONDS if wall is None else max(now_wall - wall, 0.0)
-            self._heard[node] = (renew_time or "", now_ns - round(age * 1e9))
+            heard_ns = None if wall is None else now_ns - round(max(now_wall - wall, 0.0) * 1e9)
+            self._heard[node] = (renew_time or "", heard_ns)
             self._met[node] = now_ns
         elif before[0] != (renew_time or ""):
             self._heard[node] = (renew_time or "", now_ns)
@@ -141,9 +144,9 @@ class Heartbeats:
         return met_ns is not None and now_ns - met_ns <= seconds * 1e9
 
     def silence_seconds(self, node: str, now_ns: int) -> float | None:
-        """How long nothing was heard; None where there is no Lease."""
-        heard = self._heard.get(node)
-        return None if heard is None else (now_ns - heard[1]) / 1e9
+        """How long nothing was heard; None where there is no Lease, or one that was never renewed."""
+        heard_ns = self._heard.get(node, ("", None))[1]
+        return None if heard_ns is None else (now_ns - heard_ns) / 1e9
 
 
 class Reports:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -12,10 +13,10 @@ from claimscope.claims.model import DeviceKey, PoolKey
 from claimscope.health.model import Severity
 from claimscope.taints import fences
 from claimscope.taints.fences import KEYS, base_name
-from claimscope.taints.inputs import PINNED, Inputs
+from claimscope.taints.inputs import Inputs
 from claimscope.taints.inventory import Site
 from claimscope.taints.memory import Ignore, Memory
-from claimscope.taints.model import Fence, Held, Mode, NodeReport, ReportedFinding
+from claimscope.taints.model import PINNED, Fence, Held, Mode, NodeReport, ReportedFinding
 from claimscope.taints.policy import VERDICT_RULES, NodeTaints, Override, effect_of
 
 _NOWHERE: Final = DeviceKey("", "", "")
@@ -57,7 +58,7 @@ class Silence:
                 text = f"{override.author} ignores it until {override.until.isoformat(timespec='seconds')}"
                 self._said[override.uuid, override.rule] = f"{text}: {override.reason}" if override.reason else text
         for ignore in ignores:
-            text = f"{ignore.author} ignores it for now" if ignore.author else "ignored for now"
+            text = _about(ignore)
             self._said[ignore.uuid, ignore.rule] = f"{text}: {ignore.reason}" if ignore.reason else text
 
     def of(self, uuid: str, rule: str) -> str | None:
@@ -68,6 +69,13 @@ class Silence:
             if key in self._said:
                 return self._said[key]
         return None
+
+
+def _about(ignore: Ignore) -> str:
+    until = f"until {datetime.fromtimestamp(int(ignore.until_wall), UTC).isoformat()}"
+    if ignore.taint:
+        return f"{ignore.author or 'somebody else'} lifted its taint {ignore.taint}, so that it has none {until}"
+    return f"{ignore.author} ignores it {until}" if ignore.author else f"ignored {until}"
 
 
 @dataclass(slots=True)

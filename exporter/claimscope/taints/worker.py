@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from claimscope.claims.cluster import Cluster
+from claimscope.claims.model import SickGpu
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError
 from claimscope.metrics.controller import own
@@ -38,6 +39,7 @@ from claimscope.taints.policy import Pause, Policy
 from claimscope.taints.reports import Reports
 from claimscope.taints.sources import PolicySource
 from claimscope.taints.standing import StandingRules, ours
+from claimscope.taints.survey import sick_gpus
 from claimscope.taints.tally import Tally
 from claimscope.taints.tell import Teller
 from claimscope.taints.violations import HealthViolations
@@ -213,10 +215,10 @@ class Fencing:
         inputs = gather(
             cluster=self._cluster, inventory=self._inventory, reports=reports.values(), policy=policy, now_wall=wall,
             standing=[each.fence for each in standing.values()],
-            pauses=() if author is None else (Pause(author=author),), only_node=self._only_node,
         )
         inputs = replace(
-            inputs, ceiling=allowed.mode, ceiling_text=allowed.text, unlifted=self._writing.unlifted,
+            inputs, pauses=() if author is None else (Pause(author=author),), only_node=self._only_node,
+            ceiling=allowed.mode, ceiling_text=allowed.text, unlifted=self._writing.unlifted,
             device_taints=allowed.mode is not Mode.OBSERVE and readable,
         )
         before = asked.on(remembered, wall)
@@ -320,6 +322,10 @@ class Fencing:
             *self._tally.samples(standing, self._plan, self._ineffective),
             *tally.agent_samples(self._heard),
         ]
+
+    def sick(self) -> tuple[SickGpu, ...]:
+        """GPUs that something is found against."""
+        return sick_gpus(self._heard.values(), (each.fence for each in self._standing.values()), self._plan.held)
 
     def own_samples(self) -> list[Sample]:
         """Series of the controller itself."""

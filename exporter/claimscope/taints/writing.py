@@ -48,6 +48,7 @@ class Writing:
         self._may_raise = may_raise
         self._writer: RuleWriter | None = None
         self._taken_on_trial = False  # the server has said that it would take a rule
+        self._trial_over = False  # one a round is enough
         self._refusals: Counter[str] = Counter()  # name -> rounds in a row
         self._texts: dict[str, str] = {}  # what the server said of them
         self.unlifted: frozenset[str] = frozenset()  # rules that the server did not let go in the last round
@@ -70,6 +71,7 @@ class Writing:
     async def rules(self, actions: Collection[Action], standing: Mapping[str, Standing]) -> Done:
         """Writes rules, those last that the server did not let go in the last round."""
         before_round, self.unlifted = self.unlifted, frozenset()
+        self._trial_over = False
         done: Done = []
         tried: dict[str, str | None] = {}
         ordered = sorted(actions, key=lambda action: action.fence.name in before_round)
@@ -116,8 +118,9 @@ class Writing:
         return replace(action, fence=fences.sealed(replace(action.fence, effect="None")))
 
     async def _try_out(self, fence: Fence) -> bool:
-        if self._writer is None:
+        if self._writer is None or self._trial_over:
             return False
+        self._trial_over = True
         try:
             await self._writer.try_out(fence)
         except ApiError as error:

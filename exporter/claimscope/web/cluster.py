@@ -17,6 +17,7 @@ from claimscope.export.cluster import ClusterCollector, ClusterExposition, Clust
 from claimscope.export.process import ProcessSamples
 from claimscope.metrics import controller
 from claimscope.web.cluster_page import CONTENT_SECURITY_POLICY, render_page
+from claimscope.web.health_part import SEVERITIES
 from claimscope.web.site import (
     MAX_SCRAPES,
     SEND_SECONDS,
@@ -180,6 +181,27 @@ def waits_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[
     }  # fmt: skip
 
 
+def health_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
+    """/api/v1/health: GPUs that something is found against, worst first. Raises _BadQueryError."""
+    _only_known(query, "node", "severity", "limit")
+    limit, node, severity = _limit(query), query.get("node"), query.get("severity")
+    if severity is not None and severity not in SEVERITIES:
+        raise _BadQueryError(f"severity={severity[:40]!a} is none; known are {', '.join(SEVERITIES)}")
+    found = [
+        gpu for gpu in snapshot.sick
+        if (node is None or gpu.node == node) and (severity is None or gpu.severity == severity)
+    ]  # fmt: skip
+    return {
+        "unix_seconds": snapshot.wall_ns / 1e9,
+        "total": len(found),
+        "gpus": [
+            {"uuid": gpu.uuid, "node": gpu.node, "severity": gpu.severity, "rules": gpu.rules,
+             "since_unix_seconds": gpu.since_wall, "effect": gpu.effect, "held": gpu.held}
+            for gpu in found[:limit]
+        ],
+    }  # fmt: skip
+
+
 class _ClusterSite(Site):
     """The controller's handlers."""
 
@@ -247,6 +269,9 @@ class _ClusterSite(Site):
     async def serve_waits(self, request: web.Request) -> web.Response:
         return self._list(request, waits_document)
 
+    async def serve_health(self, request: web.Request) -> web.Response:
+        return self._list(request, health_document)
+
     async def serve_capacity(self, request: web.Request) -> web.Response:
         return self._list(request, capacity_document)
 
@@ -308,6 +333,7 @@ def make_cluster_application(
         "/api/v1/claims": site.serve_claims,
         "/api/v1/claims/{namespace}/{name}": site.serve_claim,
         "/api/v1/waits": site.serve_waits,
+        "/api/v1/health": site.serve_health,
         "/api/v1/capacity": site.serve_capacity,
     }
     return assemble(site, routes, middlewares)

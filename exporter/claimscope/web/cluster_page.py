@@ -1,8 +1,8 @@
 """What does a person see who opens the controller in a browser?
 
-What calls for action first: claims that wait, with cause and cure; then what is held and not used, what is left of
-each class, which taints stand and how far the move to DRA has come. One self-contained page: no script, no outside
-resource. Every text that comes from the cluster is escaped.
+What calls for action first: sick GPUs and the taints that stand, and claims that wait, with cause and cure; then what
+is left of each class, what is held and not used, and how far the move to DRA has come. One self-contained page: no
+script, no outside resource. Every text that comes from the cluster is escaped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from claimscope.claims.model import ClaimState, Doing, PendingReason, Phase
 from claimscope.model import Histogram
+from claimscope.web.health_part import health_part
 from claimscope.web.html import STYLE, cell, content_security_policy, duration_text, table
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from claimscope.model import Sample
 
 ROWS: Final = 50  # of each table; the JSON API has the rest
+_TAINT_ROWS: Final = 8
 _EVIDENCE: Final = 3
 
 _DEVICE_STATES: Final = ("allocated", "reserved", "free", "tainted", "unhealthy")
@@ -34,7 +36,7 @@ _KINDS: Final = ("device_plugin", "extended_resource", "claim")
 
 _STYLE: Final = STYLE + """
 :root { --allocated: #3b7dd8; --reserved: #8f6bd1; --free: #3da872; --tainted: #d99a1c; --unhealthy: #cf4438; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
 .tile { padding: 12px 16px; } .tile b { display: block; font-size: 26px; font-weight: 600; line-height: 1.2; }
 .tile span { color: var(--soft); font-size: 13px; }
 .name { font-weight: 600; overflow-wrap: break-word; } .small { font-size: 13px; }
@@ -263,7 +265,7 @@ def _taints(index: _Index) -> str:
         devices[key] += 1
         nodes.setdefault(key, set()).add(labels["node"])
     rows = []
-    for key, count in islice(devices.most_common(), ROWS):
+    for key, count in islice(devices.most_common(), _TAINT_ROWS):
         name, value, effect, rule = key
         some = sorted(node for node in nodes[key] if node)
         shown = ", ".join(some[:4]) + (f" and {len(some) - 4} more" if len(some) > 4 else "")
@@ -277,7 +279,10 @@ def _taints(index: _Index) -> str:
             + "</tr>"
         )
     columns = (("Taint", False), ("Effect", False), ("Set by", False), ("Devices", True), ("Nodes", False))
-    return "<h2>Taints</h2>" + table(columns, rows, "No device is tainted.")
+    more = f'<div class="more">{len(devices) - _TAINT_ROWS} more</div>' if len(devices) > _TAINT_ROWS else ""
+    return (
+        "<h2>Taints of devices <small>everybody's</small></h2>" + table(columns, rows, "No device is tainted.") + more
+    )
 
 
 def _migration(index: _Index) -> str:
@@ -326,6 +331,7 @@ def _tiles(snapshot: ClusterSnapshot, index: _Index, wall: float) -> str:
     unreferenced = sum(
         1 for view in snapshot.claims.values() if view.state is ClaimState.PENDING and view.referenced is False
     )
+    sick = sum(1 for gpu in snapshot.sick if gpu.severity != "degraded")
     violations = sum(value for _, value in index.rows("dra_constraint_violations_total"))
     return (
         '<div class="tiles">'
@@ -335,6 +341,7 @@ def _tiles(snapshot: ClusterSnapshot, index: _Index, wall: float) -> str:
         + _tile(str(states[ClaimState.RUNNING]), f"running, of {states.total() - states[ClaimState.DELETED]} claims")
         + _tile(str(idle), "hold devices and do no work", "warn" if idle else "good")
         + _tile(str(unreferenced), "pending, wanted by no pod")
+        + _tile(str(sick), "GPUs lost or unhealthy", "bad" if sick else "good")
         + _tile(f"{violations:.0f}", "constraint violations since the start", "warn" if violations else "good")
         + "</div>"
     )  # fmt: skip
@@ -357,8 +364,8 @@ def render_page(
         else:
             index = _Index(snapshot.samples)
             body = (
-                _tiles(snapshot, index, wall) + _waiting(snapshot, wall) + _capacity(index) + _idle(snapshot, wall)
-                + _taints(index) + _phases(index) + _migration(index)
+                _tiles(snapshot, index, wall) + health_part(snapshot) + _taints(index) + _waiting(snapshot, wall)
+                + _capacity(index) + _idle(snapshot, wall) + _phases(index) + _migration(index)
             )  # fmt: skip
     note = ""
     if failing:
@@ -372,7 +379,8 @@ def render_page(
         + f"<title>claimscope controller</title><style>{_STYLE}</style></head><body><main><header><h1>claimscope</h1>"
         f'<span>cluster</span><span class="soft">{escape(" · ".join(facts))}</span><nav><a href="/metrics">metrics</a>'
         '<a href="/readyz">readiness</a><a href="/livez">liveness</a><a href="/api/v1/claims">claims (JSON)</a>'
-        f'<a href="/api/v1/waits">waits (JSON)</a><a href="/api/v1/capacity">capacity (JSON)</a>{toggle}</nav></header>'
+        '<a href="/api/v1/waits">waits (JSON)</a><a href="/api/v1/health">health (JSON)</a>'
+        f'<a href="/api/v1/capacity">capacity (JSON)</a>{toggle}</nav></header>'
         f"{note}{body}<footer>claimscope controller {escape(version)} · "
         "<code>claimscope explain claim NS/NAME</code> tells more of one claim; /metrics has every figure."
         "</footer></main></body></html>\n"
