@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

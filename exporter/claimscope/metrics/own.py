@@ -113,7 +113,6 @@ _ROWS = (
         unit=Unit.SECONDS,
     ),
     # Collectors, the web side and the answer itself.
-    _gauge("collector_success", "1 while a part of the agent does what it should.", "collector"),
     _counter("scrapes_total", "Answers to /metrics, by HTTP status.", "code"),
     _counter("scrape_seconds_total", "Time between a scrape's arrival and its last byte.", unit=Unit.SECONDS),
     _counter("render_seconds_total", "Time spent making expositions.", unit=Unit.SECONDS),
