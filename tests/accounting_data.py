@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from claimscope.accounting import Ledger
+from claimscope.accounting.ledger import Ledger
 from claimscope.metrics.spec import Kind, Quantity, Scope, Split, Stat, Tier, Unit, View
 from claimscope.model import Account, Device, Entity, Hold, Holder, Inventory, ProcessUse, Window
 from claimscope.state import JournalState

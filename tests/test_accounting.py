@@ -25,7 +25,10 @@ from accounting_data import (
     used,
     window,
 )
-from claimscope.accounting import MAX_PENDING_XIDS, Ledger, increase, own_weights, whole_weights
+from claimscope.accounting.counting import increase
+from claimscope.accounting.ledger import Ledger
+from claimscope.accounting.splitting import own_weights, whole_weights
+from claimscope.accounting.xids import MAX_PENDING_XIDS
 from claimscope.model import Entity, Event, Hold, Inventory, ProcessUse
 from claimscope.state import CounterState
 

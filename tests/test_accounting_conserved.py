@@ -22,7 +22,8 @@ from accounting_data import (
     claim,
     pod,
 )
-from claimscope.accounting import ALLOCATED_SECONDS, EXCLUSIVE, Ledger
+from claimscope.accounting.books import ALLOCATED_SECONDS, EXCLUSIVE
+from claimscope.accounting.ledger import Ledger
 from claimscope.model import Event, Hold, Holder, ProcessUse, Window
 from claimscope.state import JournalState
 

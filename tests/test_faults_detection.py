@@ -432,7 +432,7 @@ UUID = "GPU-6c1b5c24-0d6c-5b6f-8a0c-2f1f8e0a7b11"  # as the kernel log wants it
         (_sram, {"ecc_uncorrected_sram": "unhealthy"}, True, True),
         (_bus, {"pcie_errors_fatal": "unhealthy"}, True, True),
         (_lose, {"xid_lost": "lost"}, False, True),
-        (_failed, {"reset_failed": "unhealthy"}, False, True),
+        (_failed, {"reset_failed": "unhealthy"}, True, True),
         (_flag("sram_ecc_threshold_exceeded"), {"sram_ecc_threshold": "unhealthy"}, False, False),
         (_flag("row_remap_failure"), {"row_remap_failure": "unhealthy"}, False, False),
         (_rows, {"remapped_rows_many": "degraded"}, False, False),

@@ -199,7 +199,8 @@ def test_a_finding_ends_by_acknowledgement_and_thresholds_change_while_it_runs(n
         "health", "ack", uuid, "row_remap_pending", "--control-socket", str(node.agent.control_socket)
     )
     assert (done.returncode, done.stdout) == (
-        0, f"row_remap_pending of {uuid} is over; new evidence brings it back\n"
+        0, f"row_remap_pending of {uuid} is over; new evidence brings it back. The driver still asks for gpu_reset: as "
+        "long as it does, the device is not fit for work\n"
     )  # fmt: skip
     assert f"health of {uuid}: row_remap_pending (degraded) acknowledged" in node.agent.log
 

@@ -778,10 +778,11 @@ def test_xid_from_before_a_reset_is_no_news() -> None:
         event = Event(entity="GPU-0", kind="xid", code=code, wall_ns=happened)
         bench.engine.event(event, {}, bench.now_ns, bench.wall_ns)
     bench.run(MINUTE)
-    assert bench.rules() == {"xid_needs_repair": "unhealthy"}  # 151 needs a reboot, and the driver wants nothing
+    assert bench.rules() == {"xid_needs_repair": "unhealthy", "xid_degraded": "degraded"}
+    assert bench.findings()["xid_degraded"].evidence["xid"] == "151"  # which a reset does not end
 
 
-@pytest.mark.parametrize(("action", "expected"), [("none", {}), ("gpu_reset", {"xid_fatal", "recovery_action"})])
+@pytest.mark.parametrize(("action", "expected"), [("none", set()), ("gpu_reset", {"xid_fatal", "recovery_action"})])
 def test_xid_from_around_a_reset_that_nobody_watched_ends_if_the_driver_wants_nothing(
     action: str, expected: set[str]
 ) -> None:

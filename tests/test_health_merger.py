@@ -373,7 +373,7 @@ def test_what_is_told_of_an_unknown_address_waits_until_a_gpu_is_known_there() -
     merged = merger(inventory=None)
     tell(merged, xid(79, count=2), xid(79, at=0.5), xid(95, bdf="0000:ff:00"))
     assert merged.take(now_ns=FAR_NS) == ()
-    assert not merged.waiting
+    assert merged.waiting_since_ns is None
     assert [(each.line.bdf, each.line.code, each.count) for each in merged.unplaced] == [
         (BDF, 79, 3), ("0000:ff:00.0", 95, 1),
     ]

@@ -247,6 +247,7 @@ def test_the_control_socket_shows_and_acknowledges() -> None:
     assert ask(request) == {"ok": True, "message": "xid_lost of GPU-0 is over; new evidence brings it back"}
     assert ask(request) == {"ok": False, "error": "nothing stands against GPU-0; no device has a finding"}
     assert "health and acknowledge" in str(ask(b'{"command":"heal"}'))
+    node.run(3)
     now_ns, wall_ns = node.times
     window = Window(
         entity="GPU-0", session=1, epoch=1, start_ns=now_ns - SECOND, end_ns=now_ns, end_wall_ns=wall_ns, ticks=10,
@@ -480,6 +481,16 @@ def test_errors_of_other_pcie_devices_hold_nothing_up() -> None:
         node.run(0.25)
         assert node.watch.journal().kernel_sequence == sequence
     assert (node.watch.view().foreign, node.watch.view().unplaced) == (39, ())
+
+
+def test_a_gpu_that_never_stops_telling_holds_the_sequence_up_for_a_moment_only() -> None:
+    node = Watched(kernel_log=True)
+    for sequence in range(1, 60):
+        node.log("NVRM: Xid (PCI:0000:10:00): 31, pid=1, name=x, MMU Fault", sequence)
+        node.run(0.5)
+    settled = node.watch.journal().kernel_sequence
+    assert settled is not None
+    assert settled >= 50
 
 
 def test_a_quiet_log_is_followed_from_where_it_was_opened(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from agent_process import Agent, until
-from claimscope.accounting import Ledger
+from claimscope.accounting.ledger import Ledger
 from claimscope.clock import ManualClock, SystemClock
 from claimscope.kube.lease import HeartbeatLease
 from claimscope.metrics.tables import QUANTITIES

@@ -12,8 +12,9 @@ from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Stat, Tier, Uni
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.model import Missing
 from claimscope.nvml.calls import CALLS
+from claimscope.nvml.folding import trapezoid_weights
+from claimscope.nvml.group import locate
 from claimscope.nvml.plan import Plan, Source, applies, build_plan, call_names, sources
-from claimscope.nvml.reader import locate, trapezoid_weights
 from claimscope.nvml.supervisor import call_name
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from claimscope.cli import cli
 from claimscope.kube.api import ApiClient, OpenAccess
+from claimscope.sim.api.faults import HttpFault
 from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, LEASES
 from claimscope.taints import command
 from claimscope.taints.notebook import LIFTED, Lifted, asked_of
-from taints_bench import Bench, Json, finding, lift, serving
+from taints_bench import RULES, Bench, Json, finding, lift, serving
 
 BROKEN = finding("GPU-1-3")
 SLOW = finding("GPU-1-4", "pcie_width", "degraded")
@@ -149,6 +154,22 @@ async def test_without_a_controller_no_lease_is_made_to_tell_who_lifted() -> Non
             await bench.server.delete(LEASES, name, "claimscope")
         assert len((await lift(bench, all_of_ours=True)).done) >= len(names)
         assert bench.server.get(LEASES, "claimscope-controller", "claimscope") is None
+
+
+async def test_the_command_says_what_is_left_and_exits_with_1() -> None:
+    async with serving() as bench:
+        names = await standing(bench)
+        bench.server.fail(f"{RULES}/{names[1]}", HttpFault(status=403, message="denied"))
+        arguments = ["taints", "lift", "--all", "--author", "ann", "--api-server-url", bench.server.url]
+        invoke = partial(CliRunner().invoke, cli, [*arguments, "--namespace", "claimscope"])
+        first = await asyncio.to_thread(invoke)
+        assert first.exit_code == 1
+        assert first.stdout.count("lifted claimscope.node-1.") == 2
+        assert first.stderr.splitlines()[:1] == ["Error: not everything is lifted; left are:"]
+        assert first.stderr.splitlines()[1].startswith(f"not lifted {names[1]}: ")
+        assert list(bench.rules()) == [names[1]]
+        second = await asyncio.to_thread(invoke)
+        assert (second.exit_code, bench.rules()) == (0, {})
 
 
 # --- what explain can say ---

@@ -324,9 +324,9 @@ async def test_page_begins_with_sick_gpus_and_what_is_done_about_them() -> None:
 async def test_page_says_that_no_gpu_is_sick_and_shows_the_first_of_many() -> None:
     many = tuple(replace(CLUSTER.sick[1], uuid=f"GPU-{at}") for at in range(2000))
     for sick, shown in (((), "No agent has found anything against a GPU."), (many, "1992 more: <a href=")):
-        async with serving(Controller(snapshot=replace(CLUSTER, sick=sick))) as (_, _, session):
-            async with session.get("/") as response:
-                assert shown in await response.text()
+        asked = Controller(snapshot=replace(CLUSTER, sick=sick))
+        async with serving(asked) as (_, _, session), session.get("/") as response:
+            assert shown in await response.text()
 
 
 async def test_health() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from claimscope import state
-from claimscope.accounting import Ledger
+from claimscope.accounting.ledger import Ledger
 from claimscope.claims.drift import DEVICES_ANNOTATION, devices_annotation
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import Config

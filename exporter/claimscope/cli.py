@@ -418,8 +418,8 @@ def lift(
         except KeyError as error:
             raise _Failure(f"no taint of claimscope is named {error.args[0]} or about such a GPU") from error
         if found.left:
-            _say("\n".join(found.done))
-            raise _Failure("\n".join([f"{len(found.left)} are left:", *found.left]))
+            _say("\n".join(found.done) or "nothing is lifted")
+            raise _Failure("\n".join(["not everything is lifted; left are:", *found.left]))
         return "\n".join(found.done) or "there was nothing to lift"
 
     _say(_asking(config_file, flags, ask))

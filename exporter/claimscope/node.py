@@ -32,7 +32,7 @@ from claimscope.web.application import Check, Readiness
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from claimscope.accounting import Ledger
+    from claimscope.accounting.ledger import Ledger
     from claimscope.clock import Clock
     from claimscope.health.sources import HealthSources
     from claimscope.health.watch import HealthView, HealthWatch

@@ -126,9 +126,9 @@ class EventMerger:
         self._unplaced: dict[object, tuple[KernelReport, int]] = {}  # with when it came
 
     @property
-    def waiting(self) -> bool:
-        """There are faults that were told and not handed out yet."""
-        return bool(self._pending)
+    def waiting_since_ns(self) -> int | None:
+        """When the first came of what was told and not handed out yet; None where there is nothing."""
+        return min((told.arrived_ns for told in self._pending), default=None)
 
     @property
     def unplaced(self) -> tuple[KernelReport, ...]:

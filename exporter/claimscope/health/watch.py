@@ -7,7 +7,7 @@ their time to tell of them. Nothing here reads a clock, a file or a device.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -92,7 +92,8 @@ class HealthWatch:
         self._ticked_ns: int | None = None
         # Records are numbered anew with each boot.
         of_this_boot = journal if journal is not None and journal.engine.boot_id == boot_id else None
-        self._read_sequence = self._settled_sequence = of_this_boot.kernel_sequence if of_this_boot else None
+        self._settled_sequence = of_this_boot.kernel_sequence if of_this_boot else None
+        self._read: deque[tuple[int, int]] = deque()  # when the kernel log was read, and up to which record
         if of_this_boot is not None:
             self._know_places(of_this_boot, now_ns)
         self._began: Counter[tuple[str, Severity]] = Counter()
@@ -126,7 +127,8 @@ class HealthWatch:
         """Takes what the kernel log told up to the record of this number."""
         for report in reports:
             self._merger.kernel(report, now_ns=now_ns)
-        self._read_sequence = sequence
+        if sequence is not None and (not self._read or self._read[-1][1] != sequence):
+            self._read.append((now_ns, sequence))
         self._hand_out(now_ns, wall_ns)
 
     def inventory(self, inventory: Inventory, now_ns: int, wall_ns: int) -> None:
@@ -189,9 +191,9 @@ class HealthWatch:
     def _hand_out(self, now_ns: int, wall_ns: int) -> None:
         for fault in self._merger.take(now_ns=now_ns):
             self._fault(fault, now_ns, wall_ns)
-        if not self._merger.waiting:
-            # A fault that still waits is read again after a restart.
-            self._settled_sequence = self._read_sequence
+        waiting_ns = self._merger.waiting_since_ns  # a fault that still waits is read again after a restart
+        while self._read and (waiting_ns is None or self._read[0][0] < waiting_ns):
+            self._settled_sequence = self._read.popleft()[1]
         self._follow()
 
     def _fault(self, fault: Fault, now_ns: int, wall_ns: int) -> None:

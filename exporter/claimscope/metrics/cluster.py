@@ -122,8 +122,8 @@ _ROWS = (
     # Maintenance.
     _row("dra_node_maintenance_state", _GAUGE, ("node", "state"),
          "1 for how far the maintenance is that somebody asked for on the node: waiting_for_budget, announced, "
-         "waiting_for_taints, waiting_for_claims, waiting_for_processes, waiting_for_agent, ready, verifying, verify_failed, "
-         "lifting; no_gpus where it has none."),
+         "waiting_for_taints, waiting_for_claims, waiting_for_processes, waiting_for_agent, ready, verifying, "
+         "verify_failed, lifting; no_gpus where it has none."),
     _row("dra_node_maintenance_deadline_missed", _GAUGE, ("node",),
          "1 where the deadline of a maintenance has passed and the node is not ready for it."),
     _row("dra_node_maintenance_holders", _GAUGE, ("node",),

@@ -33,9 +33,10 @@ from claimscope.nvml import inventory, library
 from claimscope.nvml.calls import CALLS
 from claimscope.nvml.fields import field_ids
 from claimscope.nvml.gpm_metrics import GPM_METRICS
+from claimscope.nvml.group import Heartbeat
 from claimscope.nvml.library import DRIVER_GONE, LIB_RM_VERSION_MISMATCH, SUCCESS, Library, LibraryError
 from claimscope.nvml.plan import call_names
-from claimscope.nvml.reader import Catalog, EntityReader, Heartbeat
+from claimscope.nvml.reader import Catalog, EntityReader
 from claimscope.nvml.wire import (
     LATENESS_BOUNDS_SECONDS,
     MAX_BURST_HZ,
