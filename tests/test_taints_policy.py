@@ -88,7 +88,7 @@ pause:
         ("overrides: [{do: ignor, uuid: G, author: a, until: 2023-11-20T00:00:00Z}]",
          "p.yaml:1:18: unknown value `ignor`: did you mean `ignore`?"),
         ("pause: [{node: n1}]", "p.yaml:1:9: `author` is missing"),
-        ("stale_seconds: 5", "p.yaml:1:16: `5`: Expected `float` >= 30.0"),
+        ("stale_seconds: 5", "p.yaml:1:16: `5`: Expected `float` >= 90.0"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place_and_what_to_write(text: str, expected: str) -> None:

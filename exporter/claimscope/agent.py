@@ -325,7 +325,8 @@ async def _attribute(node: Node, source: AccessSource | None) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
-                watch_slices(api, node.name, node.clock, node.on_slices, node.on_slices_error), name="slices"
+                watch_slices(api, node.name, node.clock, node.on_slices, node.on_slices_error, node.on_slices_heard),
+                name="slices",
             )
             tasks.create_task(_attribute_with_claims(node, api), name="claims")
     finally:

@@ -399,11 +399,13 @@ def _wakes_fencing(cluster: Cluster, name: str, obj: Any) -> bool:  # noqa: ANN4
 
 
 def _heartbeats(cluster: Cluster) -> list[Sample]:
+    """Of Nodes that there are: Leases outlive them."""
+    known = "nodes" in cluster.synced
     made: list[Sample] = []
     for lease in cluster.leases.values():
         node = (lease.metadata.annotations or {}).get("claimscope.io/node", "")
         renewed = unix_seconds(lease.spec.renew_time)
-        if node and renewed is not None:
+        if node and renewed is not None and (node in cluster.nodes or not known):
             made.append(own("agent_lease_renew_timestamp_seconds", renewed, node))
     return made
 

@@ -209,6 +209,10 @@ class Node:
         self._succeeded("resourceslices")
         self._new_listing.set()
 
+    def on_slices_heard(self) -> None:
+        """Takes a sign of life of the slices' watch: what is known is as good as ever."""
+        self._succeeded("resourceslices")
+
     def on_slices_error(self, error: ApiError) -> None:
         """Takes a failure of the slices' watch: what was known before stands."""
         self._failed("resourceslices", error.reason.value, str(error))

@@ -58,6 +58,11 @@ NVML's readings and events are always used. The kernel log adds what NVML does n
 the registers of NVLink 5 errors, and everything while NVML does not answer. `--kernel-log /dev/kmsg` reads it, which
 needs the device mounted from the host and the right to read it (root or CAP_SYSLOG). An event that both tell of is one
 event.
+
+Of a GPU that NVML does not list, the kernel's list of PCI devices (`/sys/bus/pci/devices`) decides where it can be read
+and has all that NVML lists: one that another driver has (`vfio-pci`) is not lost; one that the NVIDIA driver has is
+missing, also after a reboot; what stood against one that is not in the machine any more after a reboot is over. Without
+that list, and in a simulation, a GPU that was there since boot is missing, and findings of others stay.
 """
 
 

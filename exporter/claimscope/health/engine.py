@@ -29,6 +29,7 @@ from claimscope.health.xids import RECOVERY_ACTION_CHANGED, Verdict, verdict_of
 from claimscope.model import Device, Event, Inventory, Window
 
 MAX_EARLY_EVENTS = 256
+_LOG_CLOCK_DRIFT = 10_000  # the clock of the kernel log goes wrong by one part in so many since boot, as crystals do
 _LOGGED_ACTION = frozenset({RECOVERY_ACTION_CHANGED})
 _TAKEN_BACK = ("xid_degraded", "xid_fatal", "xid_needs_reboot")  # what XID 154 can speak for, and codes like 163
 
@@ -157,7 +158,7 @@ class HealthEngine:
             return
         code = event.code if event.kind == XID else None
         repaired = slot.reset_ns is not None and rule.survives in ENDED_BY_RESET and at_ns <= slot.reset_ns
-        if repaired and at_ns <= slot.before_reset_ns:
+        if repaired and at_ns < slot.before_reset_ns - self._ledger.now_ns // _LOG_CLOCK_DRIFT:
             return
         news = track.stands and not track.freed
         driver_verdict.charge(self._ledger, slot, charge, code, event.wall_ns)

@@ -127,7 +127,7 @@ class ListWatch(Generic[T]):
     arrived. Where `on_sync` is a coroutine function, nothing more is taken in before it has returned. What `keep`
     refuses is dropped as soon as it is decoded; what it refuses from now on is told as gone. `on_error` gets every
     failure, with the text that says what to do; what was known before it stands. `on_undecodable` gets a text for each
-    object left out.
+    object left out. `on_heard` is called at each sign of life: a list, events, a bookmark, an orderly end.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class ListWatch(Generic[T]):
         on_change: Callable[[T, bool], None],
         on_error: Callable[[ApiError], None] = _ignore,
         on_undecodable: Callable[[str], None] = _ignore,
+        on_heard: Callable[[], None] | None = None,
         keep: Callable[[T], bool] | None = None,
         compact: Callable[[T], T] | None = None,
         params: Params | None = None,
@@ -160,6 +161,7 @@ class ListWatch(Generic[T]):
         self._on_change = on_change
         self._on_error = on_error
         self._on_undecodable = on_undecodable
+        self._on_heard = on_heard
         self._keep = keep
         self._compact = compact
         self._kept: set[str] | None = set() if keep is not None else None  # "namespace/name" of what `keep` let pass
@@ -198,7 +200,7 @@ class ListWatch(Generic[T]):
             if self._first_list is not FirstList.STREAMED:
                 await self._list()
         heard = await self._watch()
-        self._status.last_heard_wall = self._clock.wall_ns() / 1e9
+        self._heard()
         if heard or self._clock.monotonic_ns() - began_ns >= 1_000_000_000:
             self._progress()
         else:  # a proxy that ends every watch at once must not make a busy loop
@@ -262,7 +264,7 @@ class ListWatch(Generic[T]):
     async def _synced(self, objects: list[T], version: str) -> None:
         self._version, self._initial = version, None
         self._status.lists += 1
-        self._status.last_heard_wall = self._clock.wall_ns() / 1e9
+        self._heard()
         self._progress()
         if self._kept is not None:
             # What cannot be decoded now was known before, and its end has to be told.
@@ -275,6 +277,11 @@ class ListWatch(Generic[T]):
         if taken is not None:
             await taken
         self._status.synced = True
+
+    def _heard(self) -> None:
+        self._status.last_heard_wall = self._clock.wall_ns() / 1e9
+        if self._on_heard is not None:
+            self._on_heard()
 
     # --- watches ---
 
@@ -301,7 +308,7 @@ class ListWatch(Generic[T]):
                     if self._brought is not None:
                         await self._hand_on()
                 heard = True
-                self._status.last_heard_wall = self._clock.wall_ns() / 1e9
+                self._heard()
                 if self._initial is None:
                     self._gone = False
                     self._progress()

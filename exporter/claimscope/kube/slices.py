@@ -89,11 +89,15 @@ async def watch_slices(
     clock: Clock,
     on_devices: Callable[[tuple[SliceDevice, ...]], None],
     on_error: Callable[[ApiError], None],
+    on_heard: Callable[[], None] | None = None,
     *,
     retry_seconds: float = 30.0,
     first_wait_seconds: float = 0.5,
 ) -> None:
-    """Follows the ResourceSlices of `node` until it is cancelled; `on_devices` gets each new state, whole."""
+    """Follows the ResourceSlices of `node` until it is cancelled; `on_devices` gets each new state, whole.
+
+    `on_heard` is called at each sign of life of the API server, news or not.
+    """
     store = SliceStore()
     shown: tuple[SliceDevice, ...] | None = None
 
@@ -132,6 +136,7 @@ async def watch_slices(
         on_sync=sync,
         on_change=change,
         on_error=on_error,
+        on_heard=on_heard,
         params={"fieldSelector": f"spec.nodeName={node}"},
         first_wait_seconds=first_wait_seconds,
     ).run()

@@ -109,7 +109,8 @@ _ROWS = (
     _row("dra_taint_fences", _GAUGE, ("severity", "effect"), "DeviceTaintRules of claimscope that stand."),
     _row("dra_node_taints", _GAUGE, ("key", "effect"), "Taints of claimscope on Nodes, for GPUs that no rule reaches."),
     _row("dra_gpu_nodes", _GAUGE, ("agent",),
-         "Nodes with GPUs or an agent: whose agent is heard, silent (what it found stands), or was never there."),
+         "Nodes with GPUs or an agent: whose agent is heard, silent (what it found stands), or was never there. Nodes "
+         "under maintenance are left out."),
     _row("dra_taint_held", _GAUGE, ("reason",),
          "Taints that are wanted, and held back or weakened for a budget or another reason."),
     _row("dra_taint_budget_used", _GAUGE, ("scope",),

@@ -196,7 +196,9 @@ class Policy(_Part, frozen=True):
         bool, Meta(description="Write DeviceTaintRules as v1alpha3, where Kubernetes 1.35 serves them so alone.")
     ] = False
     stale_seconds: Annotated[
-        float, Meta(ge=30, le=86400, description="An agent that is silent for longer leaves its node unmonitored.")
+        float,
+        Meta(ge=90, le=86400, description="An agent that is silent for longer leaves its node unmonitored. Agents are "
+             "heard of each minute."),
     ] = 120.0
     stale_share: Annotated[
         Share, Meta(description="While more of the agents than this are silent, nothing new is kept from work.")

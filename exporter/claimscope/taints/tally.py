@@ -78,10 +78,10 @@ class Tally:
         ]
 
 
-def agent_samples(reports: Mapping[str, NodeReport]) -> list[Sample]:
+def agent_samples(reports: Iterable[NodeReport]) -> list[Sample]:
     """How many nodes with GPUs are watched by an agent."""
     states = Counter(dict.fromkeys(AGENT_STATES, 0))
     states.update(
-        "absent" if report.heard_wall <= 0 else "silent" if report.stale else "heard" for report in reports.values()
+        "absent" if report.heard_wall <= 0 else "silent" if report.stale else "heard" for report in reports
     )
     return [sample("dra_gpu_nodes", count, state) for state, count in states.items()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -320,12 +320,19 @@ class Fencing:
             *self._violations.samples(),
             *self._keeper.samples(),
             *self._tally.samples(standing, self._plan, self._ineffective),
-            *tally.agent_samples(self._heard),
+            *tally.agent_samples(self._watched()),
         ]
 
     def sick(self) -> tuple[SickGpu, ...]:
         """GPUs that something is found against."""
         return sick_gpus(self._heard.values(), (each.fence for each in self._standing.values()), self._plan.held)
+
+    def _watched(self) -> Iterator[NodeReport]:
+        """Of nodes that should have an agent: Leases outlive their Nodes, and maintenance may take an agent away."""
+        known = "nodes" in self._cluster.synced
+        for report in self._heard.values():
+            if (report.node_uid or not known) and report.node not in self._keeper.outcome.nodes:
+                yield report
 
     def own_samples(self) -> list[Sample]:
         """Series of the controller itself."""
