@@ -132,11 +132,18 @@ async def test_watch_of_this_node() -> None:
     await server.put(RESOURCE_SLICES, slice_object("foreign", "gpu-9", node="node-2"))
     states: asyncio.Queue[tuple[SliceDevice, ...]] = asyncio.Queue()
     errors: list[ApiError] = []
+    heard = asyncio.Event()
     task = asyncio.create_task(
-        watch_slices(client, "node-1", SystemClock(), states.put_nowait, errors.append, first_wait_seconds=0.01)
+        watch_slices(
+            client, "node-1", SystemClock(), states.put_nowait, errors.append, heard.set, first_wait_seconds=0.01
+        )
     )
     async with asyncio.timeout(20):
         first = await states.get()
+        heard.clear()
+        await server.put(RESOURCE_SLICES, slice_object("mine", "gpu-0") | {"status": {}})
+        await heard.wait()  # a sign of life that changes nothing
+        assert states.empty()
         await server.put(RESOURCE_SLICES, slice_object("mine", "gpu-0", "gpu-1"))
         second = await states.get()
         await server.delete(RESOURCE_SLICES, "mine")

@@ -240,6 +240,18 @@ async def test_nodes_are_counted_by_whether_their_agent_is_heard() -> None:
         assert counts == {"heard": 2.0, "silent": 1.0, "absent": 1.0}
 
 
+async def test_a_node_that_is_gone_is_not_counted_although_its_lease_stays() -> None:
+    async with serving(nodes=3) as bench:
+        await bench.leader.round()
+        await bench.server.delete(NODES, "node-3")
+        bench.clock.advance(121)
+        await bench.says("node-1")
+        await bench.says("node-2")
+        await bench.leader.round()
+        counts = {state: bench.leader.value("dra_gpu_nodes", state) for state in ("heard", "silent", "absent")}
+        assert counts == {"heard": 2.0, "silent": 0.0, "absent": 0.0}
+
+
 async def test_silence_is_told_and_told_again_each_day() -> None:
     async with serving() as bench:
         told = ("Node", "node-1", "GPUUnmonitored")

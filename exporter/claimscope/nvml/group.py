@@ -18,6 +18,7 @@ import pynvml
 from claimscope.metrics.spec import Kind, Via
 from claimscope.nvml.calls import Call
 from claimscope.nvml.folding import Row, Totals, fold_row, trapezoid_weights, why_missing
+from claimscope.nvml.heartbeat import Heartbeat
 from claimscope.nvml.library import (
     DRIVER_GONE,
     FUNCTION_NOT_FOUND,
@@ -38,7 +39,6 @@ _ULL = 3
 FATAL = DRIVER_GONE | GPU_GONE
 
 CType: TypeAlias = Any  # a ctypes class; ctypes keeps its type codes in untyped members
-Heartbeat: TypeAlias = Any  # a memoryview of unsigned 64-bit numbers over the shared page
 
 
 def c_format(kind: CType) -> str:

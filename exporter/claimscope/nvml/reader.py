@@ -16,7 +16,8 @@ from claimscope.model import Missing, ProcessUse
 from claimscope.nvml.calls import Call
 from claimscope.nvml.folding import Totals, why_missing
 from claimscope.nvml.gpm import MIN_PERIOD_NS, GpmReader, supported
-from claimscope.nvml.group import FATAL, Group, Heartbeat
+from claimscope.nvml.group import FATAL, Group
+from claimscope.nvml.heartbeat import Heartbeat
 from claimscope.nvml.inventory import Found
 from claimscope.nvml.library import NEVER_ANSWERED, NO_PERMISSION, SUCCESS, Library
 from claimscope.nvml.plan import Reading, Source, build_plan, call_names

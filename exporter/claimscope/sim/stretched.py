@@ -19,10 +19,10 @@ from claimscope.metrics.tables import QUANTITIES
 from claimscope.model import Event, Inventory, Window
 from claimscope.nvml import inventory, library
 from claimscope.nvml.calls import CALLS
+from claimscope.nvml.driver_events import EVENT_KINDS
 from claimscope.nvml.fields import field_ids
 from claimscope.nvml.gpm_metrics import GPM_METRICS
 from claimscope.nvml.reader import Catalog, EntityReader
-from claimscope.nvml.sampler import EVENT_KINDS
 from claimscope.sim.library import SimulatedNvml, SimulatorError
 from claimscope.sim.scenario import Fault, PodPlan, Scenario
 from claimscope.sim.world import make_world
