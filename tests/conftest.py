@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,3 +36,13 @@ def prometheus() -> str:
 def cc() -> str:
     """Path of a C compiler."""
     return _tool("cc", "gcc and libc6-dev")
+
+
+@pytest.fixture
+def kept_logging() -> Iterator[None]:
+    """For a test that runs the command line within this process: that sends all log lines elsewhere."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -156,7 +156,7 @@ async def test_without_a_controller_no_lease_is_made_to_tell_who_lifted() -> Non
         assert bench.server.get(LEASES, "claimscope-controller", "claimscope") is None
 
 
-async def test_the_command_says_what_is_left_and_exits_with_1() -> None:
+async def test_the_command_says_what_is_left_and_exits_with_1(kept_logging: None) -> None:
     async with serving() as bench:
         names = await standing(bench)
         bench.server.fail(f"{RULES}/{names[1]}", HttpFault(status=403, message="denied"))
