@@ -286,6 +286,27 @@ async def test_a_cold_start_fences_nothing(missing: str) -> None:
         assert bench.effects() == {"gpu-3": BLOCKS}
 
 
+@pytest.mark.parametrize("missing", ["resourceslices", "devicetaintrules", "leases", "nodes"])
+async def test_a_new_leader_that_cannot_read_a_kind_yet_lifts_nothing(missing: str) -> None:
+    async with serving() as bench:
+        await bench.says("node-1", BROKEN)
+        await bench.leader.round()
+        bench.leader.leads = False
+        two = bench.another("two")
+        for seconds in (5, 5, 5):
+            bench.clock.advance(seconds)
+            await bench.says("node-1", BROKEN)
+            two.see(without=missing)
+            await two.fencing.round()
+            assert bench.effects() == {"gpu-3": BLOCKS}
+        for seconds in (5, 5):
+            bench.clock.advance(seconds)
+            await bench.says("node-1", BROKEN)
+            await two.round()
+            assert bench.effects() == {"gpu-3": BLOCKS}
+        assert held(bench, "ignored") == 0.0
+
+
 async def test_a_fleet_of_no_known_devices_is_an_open_breaker() -> None:
     async with serving() as bench:
         for each in fleet():

@@ -524,15 +524,19 @@ def test_an_unknown_effect_or_key_of_our_own_rule_tells_of_another_hand() -> Non
     assert world.round(5) == []
 
 
-def test_without_knowing_what_stands_nothing_is_decided() -> None:
+def test_rules_that_were_not_read_were_taken_away_by_nobody() -> None:
     world = a_world()
     world.find(a_finding(SICK))
     world.round()
     before = world.memory
-    world.clear(SICK)
-    world.options = {"rules_known": False}
+    standing = dict(world.cluster.rules)
+    world.cluster.rules.clear()
+    world.options = {"rules_read": False, "device_taints": False}
+    world.think(5)
+    assert (world.memory.known, world.memory.ignores) == (before.known, ())
+    world.cluster.rules.update(standing)
+    world.options = {}
     assert world.round(5) == []
-    assert world.memory == before
 
 
 def test_a_fence_without_its_uuid_is_left_alone() -> None:

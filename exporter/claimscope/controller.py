@@ -50,8 +50,8 @@ NEWS_SECONDS = 0.1  # the shortest pause
 STALE_SECONDS = 420.0  # a watch is ended by the server after 300 s at the latest, and is heard of then
 PATIENCE_SECONDS = 60.0  # after which a required kind that fails again and again keeps the others no longer
 READ_ONCE_SECONDS = 120.0
-FENCING_NEEDS = ("leases", "resourceslices")  # read, and heard of now
-FENCING_READS = ("devicetaintrules", "nodes")  # likewise, once they could be read
+FENCING_NEEDS = ("leases", "resourceslices")  # heard of now, or not there at all
+FENCING_READS = ("devicetaintrules", "nodes")  # likewise, or refused
 
 
 class ControllerError(Exception):
@@ -139,8 +139,8 @@ class _Leadership:
         """True while everything is known that says which fences are over: claims are no part of that."""
         return (
             self.complete
-            and all(self.statuses[name].up for name in FENCING_NEEDS)
-            and all(self.statuses[name].up or not self.statuses[name].synced for name in FENCING_READS)
+            and all(self.statuses[name].up or self.statuses[name].absent for name in FENCING_NEEDS)
+            and all(self.statuses[name].up or self.statuses[name].served is False for name in FENCING_READS)
         )
 
 
@@ -227,6 +227,8 @@ class _Controller:
                     tasks.create_task(self._follow(kind, leadership), name=f"follow {kind.name}")
                 tasks.create_task(leadership.fencing.run(), name="fencing")
         finally:
+            for status in leadership.statuses.values():
+                status.up = False  # what it knows grows old from now on
             self.leadership, self.lost = None, leadership
             self.snapshot = self._standby()
             self._news.set()

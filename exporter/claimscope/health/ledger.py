@@ -11,7 +11,7 @@ from claimscope.health import track as tracks
 from claimscope.health.model import Judgement, Look, RuleState, Severity, Survives
 from claimscope.health.rules import First, On, Rule
 from claimscope.health.slot import Slot
-from claimscope.health.systemic import NodeFinding, SharedCauses, node_finding
+from claimscope.health.systemic import LASTING_OF, NodeFinding, SharedCauses, node_finding
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.track import Change, Track
 
@@ -140,9 +140,10 @@ class Ledger:
             self._tell(slot, rule, change.value, rule.severity, stands=False, evidence={})
             return
         self._tell(slot, rule, change.value, track.severity, stands=True, evidence=track.evidence)
-        if rule.correlated:
-            for shared in self._shared.mark(rule.key, self.slots.values(), self.thresholds):
-                self._tell_systemic(shared, rule, "shared by many GPUs")
+        for one in self._correlated:
+            if rule.key in (one.key, LASTING_OF.get(one.key)):
+                for shared in self._shared.mark(one.key, self.slots.values(), self.thresholds):
+                    self._tell_systemic(shared, one, "shared by many GPUs")
 
     def _tell(
         self, slot: Slot, rule: Rule, reason: str, severity: Severity, *, stands: bool, evidence: Mapping[str, str]

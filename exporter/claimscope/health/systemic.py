@@ -1,7 +1,8 @@
 """Do many GPUs of a node suffer from one cause outside of them: cooling, power supply, firmware?
 
 Then it is one finding of the node. The findings of its GPUs stay visible, marked as systemic, and fence none of them.
-One cause brings one severity: what is worse on one GPU than on the others is its own.
+One cause brings one severity: what is worse on one GPU than on the others is its own, but for what is the same and
+merely lasts.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from claimscope.health.model import RuleState, Severity
 from claimscope.health.slot import Slot
 from claimscope.health.thresholds import Thresholds
 from claimscope.health.track import Track
+
+# What a rule says of the same readings once they last: it has the cause that the first one has.
+LASTING_OF: Final[Mapping[str, str]] = MappingProxyType({"thermal_slowdown_lasting": "thermal_slowdown"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,10 @@ class SharedCauses:
     def mark(self, rule: str, slots: Collection[Slot], thresholds: Thresholds) -> list[Slot]:
         """After one more device fired: the devices whose finding is systemic from now on."""
         new = []
+        for slot, track in _tracks(rule, slots):
+            if track.stands and not track.systemic and _lasts(rule, slot):
+                track.systemic = True
+                new.append(slot)
         for severity in Severity:
             standing = {
                 slot.uuid: (slot, track)
@@ -84,13 +94,14 @@ class SharedCauses:
         released = []
         for severity in Severity:
             marked = [(slot, track) for slot, track in all_marked if track.severity is severity]
-            if not marked or len(marked) >= needed(_gpus(slots), thresholds):
+            alone = [(slot, track) for slot, track in marked if not _lasts(rule, slot)]
+            if not alone or len(marked) >= needed(_gpus(slots), thresholds):
                 self._alone_since_ns.pop((rule, severity), None)
                 continue
             since_ns = self._alone_since_ns.setdefault((rule, severity), now_ns)
             if now_ns - since_ns < round(thresholds["systemic_release_seconds"] * 1e9):
                 continue
-            for slot, track in marked:
+            for slot, track in alone:
                 if track.state is not RuleState.CLEARING:
                     track.systemic = False
                     released.append(slot)
@@ -103,6 +114,12 @@ def node_finding(rule: str, slots: Iterable[Slot]) -> NodeFinding | None:
     if not marked:
         return None
     return NodeFinding(rule=rule, uuids=tuple(sorted(marked)), since_wall_ns=min(marked.values()))
+
+
+def _lasts(rule: str, slot: Slot) -> bool:
+    """Whether it is what a systemic finding of the device has become."""
+    first = slot.tracks.get(LASTING_OF.get(rule, ""))
+    return first is not None and first.systemic
 
 
 def _tracks(rule: str, slots: Iterable[Slot]) -> Iterable[tuple[Slot, Track]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from claimscope.health.rules import RULE_BY_KEY
 from claimscope.taints import budget
 from claimscope.taints.budget import Ledger, Rate, Refusal
 from claimscope.taints.fences import FINDING_UUID, blocks
@@ -107,13 +108,23 @@ class Bounds:
             return Refusal(reason="stale", text=f"{self._silent} of {self._agents} agents are silent")
         rule = self._systemic_rule(demand.rules)
         if rule is not None:
-            text = f"{rule} stands on {len(self._seen[rule])} nodes: one cause outside of them; acknowledge to go on"
-            return Refusal(reason="systemic", text=text)
+            return self._one_cause(rule)
         if demand.report.unsettled and _TRUSTED_UNSETTLED.isdisjoint(demand.rules):
             return Refusal(reason="upgrade", text=demand.report.unsettled)
         if self._breaker.state == OPEN:
             return Refusal(reason="breaker", text="too many GPUs were to be fenced at once; the breaker is open")
         return None
+
+    def unannounced(self, rules: tuple[str, ...]) -> Refusal | None:
+        """Why what is worth a look is not even announced GPU by GPU: heat, power, clocks or links of many nodes."""
+        rule = self._systemic_rule(rules)
+        if rule is None or not all(RULE_BY_KEY[each].correlated for each in rules):
+            return None
+        return self._one_cause(rule)
+
+    def _one_cause(self, rule: str) -> Refusal:
+        text = f"{rule} stands on {len(self._seen[rule])} nodes: one cause outside of them; acknowledge to go on"
+        return Refusal(reason="systemic", text=text, cause=rule)
 
     def beyond(self, demand: Demand) -> Refusal | None:
         """Which budget or rate it would exceed. GPUs from which something keeps work already cost nothing."""

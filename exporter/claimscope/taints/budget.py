@@ -25,6 +25,7 @@ class Refusal:
 
     reason: str
     text: str
+    cause: str = ""  # as of Held
 
 
 def allowed(total: int, share: float) -> int:
@@ -164,12 +165,18 @@ def step(
 
 
 def onsets(reports: Iterable[NodeReport]) -> dict[str, dict[str, float]]:
-    """Since when each rule that may block stands on each node, as the agents say."""
+    """Since when each rule that may block, or have one cause for many GPUs, stands on each node, as the agents say.
+
+    Of the latter any severity counts, and so does what the agent of a node took for one cause already.
+    """
     found: dict[str, dict[str, float]] = {}
     for report in reports:
         for finding in report.findings:
-            blocking = finding.severity in (Severity.UNHEALTHY, Severity.LOST) and finding.rule in RULE_BY_KEY
-            if blocking and not finding.systemic:
+            rule = RULE_BY_KEY.get(finding.rule)
+            if rule is None or finding.severity is Severity.OK:
+                continue
+            blocking = finding.severity is not Severity.DEGRADED and not finding.systemic
+            if rule.correlated or blocking:
                 nodes = found.setdefault(finding.rule, {})
                 nodes[report.node] = min(finding.since_wall, nodes.get(report.node, math.inf))
     return found

@@ -72,6 +72,9 @@ _REASONS: Final = {Do.CREATE: "GPUTainted", Do.UPDATE: "GPUTaintChanged", Do.DEL
 def of_held(held: Held, about: About) -> Note:
     """What is told of a taint that is wanted and held back."""
     fence = held.fence
+    if held.cause:  # the GPUs are many
+        text = f"GPUs are held back from {fence.key} ({held.reason}): {held.text}"
+        return Note(about=about, reason="GPUTaintHeld", subject=f"{held.cause}/{held.reason}", message=text)
     return Note(
         about=about, reason="GPUTaintHeld", subject=f"{fence.uuid}/{fence.key}/{held.reason}",
         message=f"{fence.device} ({fence.uuid}), {fence.key}={fence.value}, is held back ({held.reason}): {held.text}",

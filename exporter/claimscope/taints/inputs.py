@@ -27,7 +27,8 @@ class Inputs:
     inventory: Inventory
     standing: Mapping[str, Fence] = field(default_factory=dict)  # ours, by name
     foreign: frozenset[str] = frozenset()  # names of everybody else's rules
-    rules_known: bool = True  # they have been read, or the server has none: one that is missing is not there
+    rules_read: bool = True  # else one that is missing may be there all the same, and nobody took it away
+    maintenance_known: bool = True  # else who asks for it is not seen, and what stands for it stays
     nodes: Mapping[str, str] = field(default_factory=dict)  # name -> uid
     nodes_known: bool = True
     blocked_elsewhere: frozenset[DeviceKey] = frozenset()  # devices that others' taints keep work from

@@ -119,6 +119,8 @@ def _reason_to_lift(inputs: Inputs, fence: Fence, *, double: bool) -> str | None
         return "another fence of ours says the same"
     if inputs.nodes_known and fence.node not in inputs.nodes:
         return f"node {fence.node} is gone"
+    if not inputs.maintenance_known:
+        return None
     if fence.node not in inputs.kept_free:
         over = fence.node not in inputs.maintenance
         return f"the maintenance of node {fence.node} is over" if over else "no taint may be written here now"

@@ -133,6 +133,7 @@ class Held:
     # "upgrade" (the machine is not settled), "evict" (NoSchedule stands, and its pods may not be deleted yet),
     # "refused" (the API server does not take the write)
     text: str
+    cause: str = ""  # what it shares with others that are held back, so that all of them are told once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,9 @@ def _stays(inputs: Inputs, node: str, taint: NodeTaint, found: Wanted) -> bool:
     """
     report = inputs.reports.get(node)
     speaks = report is not None and not (report.stale or report.partial)
-    if taint.key == MAINTENANCE or inputs.policy.node_taints is NodeTaints.NONE:
+    if taint.key == MAINTENANCE:
+        return not inputs.maintenance_known
+    if inputs.policy.node_taints is NodeTaints.NONE:
         return False
     if speaks and (node, taint.key) not in found.exchanged:
         return False

@@ -25,9 +25,7 @@ __all__ = ["Inputs", "Memory", "gather", "plan"]
 
 
 def plan(inputs: Inputs, memory: Memory) -> tuple[Plan, Memory]:
-    """One round. Without knowing what stands nothing is decided."""
-    if not inputs.rules_known:
-        return Plan(breaker=memory.breaker.state), memory
+    """One round."""
     policy = inputs.policy
     memory = aged(
         memory, inputs.now_wall, rate_seconds=policy.rate.seconds, systemic_seconds=policy.systemic.seconds
@@ -68,7 +66,9 @@ def plan(inputs: Inputs, memory: Memory) -> tuple[Plan, Memory]:
         node_taints=tainted.standing, breaker=bounds.breaker,
         budgets={**bounds.budgets(), "cap": (float(raising.count), float(policy.cap))},
     )  # fmt: skip
-    known_nodes = node_taints.known(inputs, tainted)
+    if not inputs.rules_read:
+        known = dict(memory.known)
+    known_nodes = node_taints.known(inputs, tainted) if inputs.nodes_known else memory.known_nodes
     return made, msgspec.structs.replace(bounds.memory(), known=known, known_nodes=known_nodes)
 
 
@@ -88,6 +88,8 @@ def _notice_deleted(inputs: Inputs, memory: Memory) -> Memory:
     When its node is gone, or was made again, it went with it. Where its findings are over, its absence says nothing: it
     may have been lifted by a leader that could not leave word of it any more.
     """
+    if not inputs.rules_read:
+        return memory
     ignores = [
         Ignore(
             uuid=known.uuid, rule=rule, until_wall=inputs.now_wall + inputs.policy.deleted_ignore_seconds,

@@ -171,6 +171,10 @@ class Raising:
             self._book(want)
 
     def _not_announced(self, want: Want) -> Refusal | None:
+        if want.fence.severity is Severity.DEGRADED:
+            refusal = self._bounds.unannounced(want.rules)
+            if refusal is not None:
+                return refusal
         if want.report.unsettled and UNSETTLED_RULES.issuperset(want.rules):
             return Refusal(reason="upgrade", text=want.report.unsettled)
         if self.count >= self._inputs.policy.cap:
@@ -202,7 +206,7 @@ class Raising:
         self._bounds.book(demand_of(want))
 
     def _hold(self, fence: Fence, refusal: Refusal) -> None:
-        self.held.append(Held(fence=fence, reason=refusal.reason, text=refusal.text))
+        self.held.append(Held(fence=fence, reason=refusal.reason, text=refusal.text, cause=refusal.cause))
 
     def _write(self, action: Action, rank: int) -> None:
         self._actions.append((rank, action))

@@ -31,7 +31,7 @@ class Teller:
     clock: Clock
     announcer: Announcer
     _said: dict[str, tuple[int, tuple[conditions.NodeCondition, ...]]] = field(default_factory=dict)
-    _held: set[tuple[str, str]] = field(default_factory=set)  # (name of the rule, reason)
+    _held: set[tuple[str, str]] = field(default_factory=set)  # (shared cause or name of the rule, reason)
     _silent: dict[str, int] = field(default_factory=dict)  # node -> days of silence that were told
 
     async def conditions(
@@ -88,7 +88,10 @@ class Teller:
             if for_maintenance(fence):
                 continue  # told once for the node
             notes += events.of_action(action, before, (*self._node(fence), *self._pods(fence.device)))
-        now = {(each.fence.name, each.reason): each for each in held if each.reason not in _QUIET}
+        now: dict[tuple[str, str], Held] = {}
+        for each in held:
+            if each.reason not in _QUIET:
+                now.setdefault((each.cause or each.fence.name, each.reason), each)
         for key, each in now.items():
             if key not in self._held:
                 notes += (events.of_held(each, about) for about in self._node(each.fence))

@@ -219,16 +219,21 @@ class Fencing:
         inputs = replace(
             inputs, pauses=() if author is None else (Pause(author=author),), only_node=self._only_node,
             ceiling=allowed.mode, ceiling_text=allowed.text, unlifted=self._writing.unlifted,
-            device_taints=allowed.mode is not Mode.OBSERVE and readable,
+            device_taints=allowed.mode is not Mode.OBSERVE and readable, rules_read=readable,
         )
         before = asked.on(remembered, wall)
         # An agent sees neither claims nor who asks for its own node; where claims cannot be seen, nobody is let go.
-        if not self._only_node and self._readable():
+        if not self._only_node and self._sees_maintenance():
             inputs, states = self._keeper.decide(inputs, before.maintenance, readable=readable)
             before = msgspec.structs.replace(before, maintenance=states)
+        elif not self._only_node:
+            inputs = replace(inputs, maintenance_known=False, maintenance=frozenset(before.maintenance))
         return _View(
             policy=policy, reports=reports, standing=standing, asked=asked, inputs=inputs, memory=before
         )
+
+    def _sees_maintenance(self) -> bool:
+        return self._readable() and "nodes" in self._cluster.synced
 
     # --- writing ---
 
@@ -256,7 +261,8 @@ class Fencing:
                 health = not observes or bool(actions or nodes)
             else:
                 health = False
-            await self._tell_of_maintenance(view.reports, health=health)
+            if self._only_node or self._sees_maintenance():  # else the Nodes would be told that it is over
+                await self._tell_of_maintenance(view.reports, health=health)
 
     def _actions(self, allowed: Allowed) -> tuple[Action, ...]:
         """What is written of the plan. Where no mode is safe what stands stays; where rules do harm they are lifted."""
