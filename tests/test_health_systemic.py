@@ -177,6 +177,36 @@ def test_what_comes_hours_later_is_no_follower() -> None:
     assert bench.rules(5) == {"thermal_slowdown": "degraded"}
 
 
+def test_heat_that_is_shared_stays_so_when_it_lasts_though_the_gpus_followed_one_another() -> None:
+    bench = Bench(8)
+    for index in range(8):
+        _hot(bench, range(index, index + 1))
+        bench.run(2 * MINUTE)
+    for _ in range(40):
+        bench.run(MINUTE, window=15)
+        lasting = [bench.findings(index).get("thermal_slowdown_lasting") for index in range(8)]
+        assert all(one.systemic for one in lasting if one is not None)
+    assert all(lasting)
+
+
+def test_one_gpu_whose_shared_heat_lasts_is_not_its_own_while_the_others_are_hot() -> None:
+    bench = Bench(8)
+    _hot(bench, range(4), 0.5)
+    bench.run(10 * MINUTE)
+    assert len(_systemic(bench)) == 4
+    _hot(bench, range(1))
+    bench.run(80 * MINUTE, window=15)
+    assert bench.findings(0)["thermal_slowdown_lasting"].systemic
+    assert bench.rules(1) == {"thermal_slowdown": "degraded"}
+
+
+def test_heat_of_one_gpu_that_lasts_is_its_own() -> None:
+    bench = Bench(8)
+    _hot(bench, range(1))
+    bench.run(31 * MINUTE, window=15)
+    assert not bench.findings(0)["thermal_slowdown_lasting"].systemic
+
+
 def test_what_is_worse_on_one_gpu_than_on_the_others_is_its_own() -> None:
     bench = Bench(2)
     for index, width in enumerate((8.0, 1.0)):

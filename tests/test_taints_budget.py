@@ -219,12 +219,74 @@ def test_findings_that_the_agent_calls_systemic_fence_nothing_and_lift_what_stoo
     assert world.held() == [(gpu(1, 0), "systemic")]
 
 
-def test_findings_that_the_agent_calls_systemic_are_no_cause_to_hold_others() -> None:
-    world = World(FREE)
-    world.find(*(a_finding(gpu(node, 0), "thermal_shutdown", systemic=True) for node in range(5)))
-    world.find(a_finding(gpu(6, 0), "thermal_shutdown"))
+def test_nodes_with_few_hot_gpus_are_held_with_those_that_are_hot_all_over() -> None:
+    world = World(FREE, nodes=20)
+    for node in range(2):
+        world.find(*(a_finding(gpu(node, index), "thermal_shutdown", systemic=True) for index in range(8)))
+    world.find(*(a_finding(gpu(2, index), "thermal_shutdown") for index in range(3)))
+    world.find(a_finding(gpu(3, 0), "xid_fatal"))
     world.round()
-    assert world.blocked() == {gpu(6, 0)}
+    assert world.taints() == [
+        "gpu-0@n2 unhealthy=thermal_shutdown:None", "gpu-0@n3 unhealthy=xid_fatal:NoSchedule",
+        "gpu-1@n2 unhealthy=thermal_shutdown:None", "gpu-2@n2 unhealthy=thermal_shutdown:None",
+    ]
+    causes = {(each.fence.node, each.cause) for each in world.last.held}
+    assert causes == {
+        ("n0", "n0/thermal_shutdown"), ("n1", "n1/thermal_shutdown"), ("n2", "thermal_shutdown"),
+    }
+    world.memory = acknowledged(world.memory, ["thermal_shutdown"])
+    assert sorted(world.round(5)) == [
+        f"update gpu-{index}@n2 unhealthy=thermal_shutdown:NoSchedule" for index in range(3)
+    ]
+
+
+def test_a_weakness_of_many_nodes_at_once_is_not_announced_gpu_by_gpu() -> None:
+    world = World(FREE, nodes=20)
+    world.find(*(a_finding(gpu(node, 0), "power_brake", DEGRADED) for node in range(2)))
+    before = ["create gpu-0@n0 degraded=power_brake:None", "create gpu-0@n1 degraded=power_brake:None"]
+    assert world.round() == before
+    world.find(*(a_finding(gpu(node, 0), "power_brake", DEGRADED) for node in range(2, 9)))
+    world.find(a_finding(gpu(9, 0), "row_remap_pending", DEGRADED))
+    assert world.round(5) == ["create gpu-0@n9 degraded=row_remap_pending:None"]  # what stood before stays
+    assert world.held() == [(gpu(node, 0), "systemic") for node in range(2, 9)]
+    assert {(each.cause, each.text) for each in world.last.held} == {
+        ("power_brake", "power_brake stands on 9 nodes: one cause outside of them; acknowledge to go on"),
+    }
+    world.clear(gpu(0, 0))
+    assert world.round(700) == ["delete gpu-0@n0 degraded=power_brake:None"]
+    for node in range(3, 9):
+        world.clear(gpu(node, 0))
+    assert world.round(5) == ["create gpu-0@n2 degraded=power_brake:None"]  # few are left: each is its own
+    assert world.held() == []
+
+
+def test_a_weakness_of_many_nodes_is_announced_gpu_by_gpu_once_it_is_acknowledged() -> None:
+    world = World(FREE, nodes=20)
+    world.find(*(a_finding(gpu(node, 0), "nvlink_errors", DEGRADED) for node in range(3)))
+    assert world.round() == []
+    world.memory = acknowledged(world.memory, ["nvlink_errors"])
+    assert world.round(5) == [f"create gpu-0@n{node} degraded=nvlink_errors:None" for node in range(3)]
+    assert world.round(5) == []
+
+
+def test_a_weakness_that_each_gpu_has_for_itself_is_announced_however_many_have_it() -> None:
+    world = World(FREE, nodes=20)
+    world.find(*(a_finding(gpu(node, 0), "row_remap_pending", DEGRADED) for node in range(15)))
+    assert len(world.round()) == 15
+    assert world.held() == []
+
+
+def test_a_gpu_with_another_weakness_besides_is_announced() -> None:
+    world = World(FREE, nodes=20)
+    world.find(*(a_finding(gpu(node, 0), "power_brake", DEGRADED) for node in range(5)))
+    world.find(a_finding(gpu(3, 0), "xid_degraded", DEGRADED, since=LONG_AGO))
+    assert world.round() == ["create gpu-0@n3 degraded=xid_degraded:None"]
+
+
+def test_when_a_weakness_came_up_is_counted_from_when_its_agents_found_it() -> None:
+    world = World(FREE, nodes=20)
+    world.find(*(a_finding(gpu(node, 0), "power_brake", DEGRADED, since=START - 600) for node in range(15)))
+    assert len(world.round()) == 15
 
 
 @pytest.mark.parametrize(("nodes", "lately", "expected"), [

@@ -16,7 +16,7 @@ from claimscope.clock import ManualClock
 from claimscope.health.model import Severity
 from claimscope.kube.api import JSON, ApiClient, ApiError, ApiReason, OpenAccess, Params
 from claimscope.kube.objects import ResourceClaim
-from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, NODES
+from claimscope.sim.api.kinds import DEVICE_TAINT_RULES, EVENTS, NODES
 from claimscope.taints.apply import api_time
 from claimscope.taints.model import Fence, Held, Mode, Plan
 from claimscope.taints.notebook import IGNORE, MEMORY, PAUSE, SHOWN, Ask, shown
@@ -24,7 +24,7 @@ from claimscope.taints.outcomes import Outcomes
 from claimscope.taints.policy import read_policy
 from claimscope.taints.tally import Tally
 from inventory_objects import make
-from taints_bench import START, Bench, Leader, finding, serving
+from taints_bench import START, Bench, Json, Leader, finding, serving
 from taints_help import World, a_finding, gpu
 
 BLOCKS = "unhealthy NoSchedule"
@@ -252,7 +252,7 @@ async def test_a_pause_is_heard_within_a_round_of_many_writes() -> None:
 
         leader = a_leader(bench, slowly)
         slow = {
-            f"node-{node}": [finding(f"GPU-{node}-{gpu}", "pcie_width", "degraded") for gpu in range(8)]
+            f"node-{node}": [finding(f"GPU-{node}-{gpu}", "row_remap_pending", "degraded") for gpu in range(8)]
             for node in range(1, 21)
         }
         await bench.all_say(slow)
@@ -380,3 +380,24 @@ def test_every_verb_is_there_from_the_start(verb: str) -> None:
     assert [
         each.value for each in tally.own("closed") if dict(each.labels).get("verb") == verb
     ] == [0.0]
+
+
+async def test_one_cause_for_many_nodes_is_told_once_and_that_for_a_node_once_for_the_node() -> None:
+    async with serving(nodes=20) as bench:
+        many: dict[str, list[Json]] = {
+            f"node-{node}": [finding(f"GPU-{node}-{gpu}", "power_brake", "degraded") for gpu in range(2)]
+            for node in range(1, 16)
+        }
+        many["node-20"] = [finding(f"GPU-20-{gpu}", "clocks_low", "degraded", systemic=True) for gpu in range(8)]
+        for _ in range(3):
+            await bench.all_say(many)
+            await bench.leader.round()
+            bench.clock.advance(5)
+        assert bench.effects() == {}
+        assert sorted(each["message"] for each in bench.objects(EVENTS)) == [
+            "GPUs are held back from claimscope.io/degraded (systemic): many GPUs of node node-20 have clocks_low at "
+            "once: one cause outside of them",
+            "GPUs are held back from claimscope.io/degraded (systemic): power_brake stands on 15 nodes: one cause "
+            "outside of them; acknowledge to go on",
+        ]
+        assert bench.leader.value("dra_taint_held", "systemic") == 38.0

@@ -133,7 +133,8 @@ class _Leadership:
 
     def can_fence(self) -> bool:
         """True while everything that fencing decides on is known as it is now."""
-        return self.can_lift() and self.statuses["resourceclaims"].up
+        claims = self.statuses["resourceclaims"]
+        return self.can_lift() and (claims.up or claims.absent)
 
     def can_lift(self) -> bool:
         """True while everything is known that says which fences are over: claims are no part of that."""

@@ -39,7 +39,8 @@ nor ends one. Only the rise of a counter counts, never its lifetime total. Findi
 Findings marked `systemic` are shared by many GPUs of the node at once, of one rule and equally bad, for which one cause
 outside of them is likely: cooling, the power supply, a switch, firmware. They keep no work away. The first of them
 stand alone until enough have followed within `systemic_window_seconds`, and may be fenced in between: waiting would
-leave a single sick GPU open to new work for as long.
+leave a single sick GPU open to new work for as long. Where `thermal_slowdown` is systemic, `thermal_slowdown_lasting`
+of the same GPU is so from its beginning.
 
 An XID counts from when it happened. One from before a GPU reset that ends it is no finding; one that came while nobody
 watched, before or after a reset, ends after a minute of quiet if the driver wants nothing. A reset is proven by totals

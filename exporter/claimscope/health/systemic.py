@@ -94,15 +94,14 @@ class SharedCauses:
         released = []
         for severity in Severity:
             marked = [(slot, track) for slot, track in all_marked if track.severity is severity]
-            alone = [(slot, track) for slot, track in marked if not _lasts(rule, slot)]
-            if not alone or len(marked) >= needed(_gpus(slots), thresholds):
+            if not marked or len(marked) >= needed(_gpus(slots), thresholds):
                 self._alone_since_ns.pop((rule, severity), None)
                 continue
             since_ns = self._alone_since_ns.setdefault((rule, severity), now_ns)
             if now_ns - since_ns < round(thresholds["systemic_release_seconds"] * 1e9):
                 continue
-            for slot, track in alone:
-                if track.state is not RuleState.CLEARING:
+            for slot, track in marked:
+                if track.state is not RuleState.CLEARING and not _lasts(rule, slot):
                     track.systemic = False
                     released.append(slot)
         return released
