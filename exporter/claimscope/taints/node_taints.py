@@ -111,11 +111,16 @@ def wanted(inputs: Inputs, memory: Memory) -> Wanted:
     silence = Silence(inputs.all_overrides(), memory.ignores)
     for node, report in inputs.reports.items():
         standing = inputs.node_taints.get(node, _NOTHING)
-        if _is_hard(standing.ours) or any(blocks(effect) for _, effect in standing.theirs):
-            result.blocked.update(dict.fromkeys(gpus_of(report, inputs.inventory), node))
         if standing.ours and inputs.device_taints:
             result.exchanged |= {(node, key) for key in _unfenced(inputs, report, silence)}
         wants = _of_node(inputs, report, silence)
+        effects = {want.taint.key: want.taint.effect for want in wants}
+        kept = [  # what is lifted now makes room now
+            each for each in standing.ours
+            if effects.get(each.key) == HARD or (each.key not in effects and _stays(inputs, node, each, result))
+        ]  # fmt: skip
+        if _is_hard(kept) or any(blocks(effect) for _, effect in standing.theirs):
+            result.blocked.update(dict.fromkeys(gpus_of(report, inputs.inventory), node))
         if wants:
             result.wants[node] = wants
         if not _is_hard(standing.ours):

@@ -163,7 +163,7 @@ class Writing:
     async def nodes(self, actions: Collection[NodeAction]) -> list[NodeAction]:
         """Writes taints of Nodes, after the rules that may take their place."""
         done: list[NodeAction] = []
-        for action in list(actions)[:NODES_PER_ROUND]:
+        for action in sorted(actions, key=raises_node)[:NODES_PER_ROUND]:  # what makes room goes first
             if self._over():
                 break
             if raises_node(action) and not await self._may_raise():
