@@ -22,6 +22,9 @@ from claimscope.claims.drift import DEVICES_ANNOTATION, devices_annotation
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import Config
 from claimscope.export.collect import Collector
+from claimscope.export.dcgm.collect import DcgmCollector
+from claimscope.export.dcgm.rates import Rates
+from claimscope.export.otlp.parts import agent_pusher
 from claimscope.health.kmsg import start_after
 from claimscope.health.pci import gpus_on_bus
 from claimscope.health.report import FINDINGS_ANNOTATION, findings_annotation
@@ -80,6 +83,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     policies = _local_policies(config, clock)
     boot_id = _boot_id()
     journal = _journal(config)
+    collector = Collector(QUANTITIES)
     async with _simulated(config, clock) as simulated:
         library, socket_path = config.nvml_library, config.pod_resources_socket
         child_environ = dict(environ)
@@ -110,12 +114,20 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             environ=child_environ,
             hang_seconds=config.hang_seconds,
         )
+        try:
+            node.otlp = agent_pusher(config, environ, lambda: node.snapshot, collector, clock)
+        except ConfigError as error:
+            raise AgentError(str(error)) from error
+        dcgm = _dcgm(config)
+        if dcgm is not None:
+            node.rates = Rates(dcgm.rate_periods)
         application = make_application(
             snapshot=lambda: node.snapshot,
-            collector=Collector(QUANTITIES),
+            collector=collector,
             readiness=node.readiness,
             health=lambda: node.health_view,
             health_document=node.health_document,
+            dcgm=dcgm,
             version=importlib.metadata.version("claimscope"),
         )
         try:
@@ -132,6 +144,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                     tasks.create_task(_keep_journal(node, Path(config.state_file), boot_id), name="journal")
                 if config.control_socket:
                     tasks.create_task(_control(supervisor, node, config.control_socket), name="control")
+                if node.otlp is not None:
+                    tasks.create_task(node.otlp.run(), name="otlp")
                 source = _api_source(config, environ, node, simulated)
                 if config.attribution != "off":
                     path = socket_path or config.kubelet_socket
@@ -200,6 +214,15 @@ def _restore(journal: state.JournalState | None, clock: Clock, boot_id: str) -> 
         return Ledger(QUANTITIES)
     return Ledger.from_state(
         QUANTITIES, journal, boot_id=boot_id, now_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()
+    )
+
+
+def _dcgm(config: Config) -> DcgmCollector | None:
+    if config.compat_dcgm == "off":
+        return None
+    return DcgmCollector(
+        QUANTITIES, families=config.compat_dcgm, names=config.compat_dcgm_names,
+        hostname_label=config.compat_dcgm_hostname_label,
     )
 
 

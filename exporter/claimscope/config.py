@@ -30,6 +30,10 @@ LeaderElection = Literal["on", "off"]
 ClaimSeries = Literal["all", "essential", "off"]
 Health = Literal["on", "off"]
 TaintMode = Literal["observe", "announce", "enforce"]
+DcgmFamilies = Literal["off", "on", "all"]
+DcgmNames = Literal["dcgm-exporter", "dcgm-4.6", "both"]
+DcgmHostnameLabel = Literal["Hostname", "hostname"]
+OtlpProtocol = Literal["http/protobuf", "grpc"]
 TaintWriter = Literal["controller", "local"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -137,6 +141,34 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     control_socket: Annotated[
         str, Meta(description="Unix socket for `claimscope nvml` and `claimscope health`. Empty: none.")
     ] = "/run/claimscope/agent.sock"
+    compat_dcgm: Annotated[
+        DcgmFamilies,
+        Meta(description="Whether /metrics also shows dcgm-exporter's families, as docs/dcgm.md says: `on` those that "
+             "it has by default, `all` every one that there is a number for."),
+    ] = "off"
+    compat_dcgm_names: Annotated[
+        DcgmNames,
+        Meta(description="Names of those families: dcgm-exporter's own, those that DCGM 4.6 gave them, or both."),
+    ] = "dcgm-exporter"
+    compat_dcgm_hostname_label: Annotated[
+        DcgmHostnameLabel,
+        Meta(description="How the node's name is labelled in them: `Hostname` as up to dcgm-exporter 4.8.1 and in its "
+             "dashboard, or `hostname` as since 4.8.2."),
+    ] = "Hostname"
+    otlp_endpoint: Annotated[
+        str | None,
+        Meta(description="OpenTelemetry Collector that metrics are pushed to: `http://HOST:4318`, with gRPC "
+             "`http://HOST:4317`. Unset: as OTEL_EXPORTER_OTLP_ENDPOINT and the other standard variables say; empty: "
+             "nothing is pushed.", extra={"keeps_empty": True}),
+    ] = None
+    otlp_protocol: Annotated[
+        OtlpProtocol | None,
+        Meta(description="How metrics are pushed. Unset: as OTEL_EXPORTER_OTLP_PROTOCOL says, else `http/protobuf`."),
+    ] = None
+    otlp_interval_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="Seconds between two pushes. 0: as OTEL_METRIC_EXPORT_INTERVAL says, else 60."),
+    ] = 0.0
     log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
     log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
 
@@ -194,6 +226,20 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str | None,
         Meta(description="YAML file of budgets, and of modes per node group and rule; read again when it changes."),
     ] = None
+    otlp_endpoint: Annotated[
+        str | None,
+        Meta(description="OpenTelemetry Collector that metrics are pushed to: `http://HOST:4318`, with gRPC "
+             "`http://HOST:4317`. Unset: as OTEL_EXPORTER_OTLP_ENDPOINT and the other standard variables say; empty: "
+             "nothing is pushed.", extra={"keeps_empty": True}),
+    ] = None
+    otlp_protocol: Annotated[
+        OtlpProtocol | None,
+        Meta(description="How metrics are pushed. Unset: as OTEL_EXPORTER_OTLP_PROTOCOL says, else `http/protobuf`."),
+    ] = None
+    otlp_interval_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="Seconds between two pushes. 0: as OTEL_METRIC_EXPORT_INTERVAL says, else 60."),
+    ] = 0.0
     log_level: Annotated[LogLevel, Meta(description="Least severe messages that are logged.")] = "info"
     log_format: Annotated[LogFormat, Meta(description="Form of log lines on standard error.")] = "text"
 

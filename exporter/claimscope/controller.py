@@ -13,7 +13,7 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from claimscope.claims.selectors import Selectors
 from claimscope.clock import Clock, SystemClock
 from claimscope.config import ControllerConfig
 from claimscope.export.cluster import ClusterCollector
+from claimscope.export.otlp.parts import controller_pusher
+from claimscope.export.otlp.push import Pusher
 from claimscope.kube.api import ApiClient, ApiError, access_source, discover
 from claimscope.kube.follow import WatchStatus, follow, samples
 from claimscope.kube.kinds import WatchedKind, watched_kinds
@@ -66,11 +68,17 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
     policies = _policies(config, clock)
     api = await _client(config, environ, clock)
     controller = _Controller(config=config, api=api, clock=clock, policies=policies)
+    collector = ClusterCollector(config.claim_series)
+    try:
+        controller.otlp = controller_pusher(config, environ, controller.shown, collector, clock)
+    except ConfigError as error:
+        await api.close()
+        raise ControllerError(str(error)) from error
     version = importlib.metadata.version("claimscope")
     controller.build_info = own("build_info", 1, version, "", platform.python_version())
     application = make_cluster_application(
         snapshot=controller.shown,
-        collector=ClusterCollector(config.claim_series),
+        collector=collector,
         readiness=controller.readiness,
         explain=controller.explain,
         leader=controller.leader,
@@ -115,6 +123,7 @@ class _Leadership:
     kinds: tuple[WatchedKind, ...]
     statuses: dict[str, WatchStatus]
     began_ns: int
+    began_wall_ns: int  # since when it counts
     fencing: Fencing
     complete: bool = False
 
@@ -160,6 +169,7 @@ class _Controller:
     clock: Clock
     policies: PolicySource
     build_info: Sample | None = None
+    otlp: Pusher | None = None
     election: LeaderElection | None = None
     leadership: _Leadership | None = None
     lost: _Leadership | None = None  # one that ended, for as long as nobody else is known to have led since
@@ -173,14 +183,18 @@ class _Controller:
     async def run(self) -> None:
         """Leads at once where there is no election, else whenever elected."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._publish(), name="publish")
-                tasks.create_task(self._lag.run(), name="lag")
-                if self.config.leader_election == "off":
-                    tasks.create_task(self._lead(LeaseSeen()), name="lead")
-                else:
-                    self.election = self._candidate()
-                    tasks.create_task(self.election.run(self._lead), name="election")
+            # The push ends after the leadership: the last that it says is that the claims are no more this replica's.
+            async with asyncio.TaskGroup() as outlasting:
+                if self.otlp is not None:
+                    outlasting.create_task(self.otlp.run(), name="otlp")
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._publish(), name="publish")
+                    tasks.create_task(self._lag.run(), name="lag")
+                    if self.config.leader_election == "off":
+                        tasks.create_task(self._lead(LeaseSeen()), name="lead")
+                    else:
+                        self.election = self._candidate()
+                        tasks.create_task(self.election.run(self._lead), name="election")
         finally:
             self._drop_lost()
 
@@ -252,6 +266,7 @@ class _Controller:
             kinds=kinds,
             statuses={kind.name: WatchStatus(name=kind.name) for kind in kinds},
             began_ns=self.clock.monotonic_ns(),
+            began_wall_ns=round(since * 1e9),
             fencing=self._fencing(engine.cluster, since, lambda: made.can_fence(), lambda: made.can_lift()),
         )
         return made
@@ -313,8 +328,9 @@ class _Controller:
             return self._standby()
         if made.complete:
             leadership.keep()
-        own_samples = (*self._own(leadership), *made.own, *leadership.fencing.own_samples())
-        fencing = leadership.fencing.samples() if made.complete else ()
+        since = leadership.began_wall_ns
+        own_samples = (*self._own(leadership), *_dated((*made.own, *leadership.fencing.own_samples()), since))
+        fencing = _dated(leadership.fencing.samples(), since) if made.complete else ()
         return ClusterSnapshot(
             wall_ns=made.wall_ns, leading=True, complete=made.complete, claims=made.claims, waits=made.waits,
             sick=leadership.fencing.sick() if made.complete else (), samples=(*made.samples, *fencing), own=own_samples,
@@ -324,9 +340,11 @@ class _Controller:
         made = [] if self.build_info is None else [self.build_info]
         made += [own("leader", 1), own("leader_changes_total", 1)] if self.election is None else self.election.samples()
         made.append(own("event_loop_lag_seconds", self._lag.longest_seconds))
+        if self.otlp is not None:
+            made += self.otlp.samples()
         if leadership is None:
             return made
-        made += samples(leadership.statuses.values())
+        made += _dated(samples(leadership.statuses.values()), leadership.began_wall_ns)
         cluster = leadership.engine.cluster
         made += [own("objects", count, name) for name, count in cluster.counts().items()]
         made += _heartbeats(cluster)
@@ -386,6 +404,15 @@ def _check(kind: WatchedKind, status: WatchStatus, now: float) -> Check:
         return Check(name=kind.name, ok=False, reason=f"not read yet ({failures or 'reading'}): {kind.about}")
     age = now - (status.last_heard_wall or now)
     return Check(name=kind.name, ok=age < STALE_SECONDS, reason=f"heard of {age:.0f} s ago")
+
+
+def _dated(found: Iterable[Sample], began_ns: int) -> list[Sample]:
+    """Samples of a leadership: a counter that does not say when it began did with that, and not with the process."""
+    return [
+        replace(each, start_ns=began_ns)
+        if each.start_ns is None and each.family.endswith("_total") else each
+        for each in found
+    ]  # fmt: skip
 
 
 def _absent(statuses: Iterable[WatchStatus]) -> set[str]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from claimscope.accounting.ledger import Ledger
     from claimscope.clock import Clock
+    from claimscope.export.dcgm.rates import Rates
+    from claimscope.export.otlp.push import Pusher
     from claimscope.health.sources import HealthSources
     from claimscope.health.watch import HealthView, HealthWatch
     from claimscope.kube.api import ApiError
@@ -104,6 +106,8 @@ class Node:
         self._health_samples = HealthSamples()
         self._event_pods = ProcessPods()
         self.heartbeat: HeartbeatLease | None = None  # for what is shown of it; somebody else runs it
+        self.otlp: Pusher | None = None  # likewise
+        self.rates: Rates | None = None  # only DCGM's names want them
         self.fencing: LocalFencing | None = None  # likewise; None: the controller fences
         self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
 
@@ -119,6 +123,8 @@ class Node:
                 self._windows[window.entity] = window
                 self._ledger.observe(window, self._owners(window))
                 self._extremes.observe(window)
+                if self.rates is not None:
+                    self.rates.observe(window)
                 if self.health is not None:
                     self.health.window(window, self.clock.monotonic_ns(), self.clock.wall_ns())
             case EventMessage(event=event):
@@ -377,6 +383,7 @@ class Node:
             windows=dict(self._windows),
             totals=self._known(self._ledger.totals()),
             extremes=self._extremes.view(wall_ns),
+            rates={} if self.rates is None else self.rates.view(self._appeared_ns.keys()),
             unattributed=self._known(unattributed),
             accounts=accounts,
             holds=self._attribution.holds,
@@ -471,6 +478,8 @@ class Node:
                 yield own("heartbeat_last_success_timestamp_seconds", self.heartbeat.renewed_wall)
             for why, count in sorted(self.heartbeat.errors.items(), key=lambda item: item[0].value):
                 yield own("heartbeat_errors_total", count, why.value)
+        if self.otlp is not None:
+            yield from self.otlp.samples()
         if self.fencing is not None:
             yield from self.fencing.samples()
         if self._journal_wall_ns is not None:

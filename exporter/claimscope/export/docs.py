@@ -9,6 +9,7 @@ import msgspec
 
 from claimscope.export.cluster import ClusterCollector
 from claimscope.export.collect import Collector
+from claimscope.metrics.otel import OtelTable
 from claimscope.metrics.spec import Family, Kind, Quantity, Read, Split, Stat, Via, View, family_name
 from claimscope.metrics.tables import QUANTITIES
 from claimscope.nvml.calls import CALLS
@@ -122,6 +123,7 @@ def entries(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> l
         for view in quantity.views:
             for prefix in _ACCOUNT_PREFIXES if view.split is not Split.NO else ("gpu",):
                 feeds.setdefault(family_name(prefix, view), []).append((quantity, view))
+    otel = OtelTable(families, quantities)
     made: list[Entry] = []
     for family in families.values():
         rows = feeds.get(family.name, [])
@@ -139,7 +141,7 @@ def entries(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> l
                 tiers=_once(quantity.tier.name.lower() for quantity, _ in rows),
                 scopes=_once(quantity.scope.value for quantity, _ in rows),
                 opt_in=_once(quantity.opt_in for quantity, _ in rows if quantity.opt_in),
-                otel=_once(view.otel for _, view in rows if view.otel),
+                otel=otel.names(family.name),
                 dcgm=_once(view.dcgm for _, view in rows if view.dcgm),
             )
         )
@@ -187,17 +189,18 @@ def markdown(families: Mapping[str, Family], quantities: Sequence[Quantity]) -> 
                 "|---|---|---|---|---|---|---|---|---|",
             ]
         else:
-            lines += ["| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
+            lines += [
+                "| metric | type | unit | labels | meaning | OpenTelemetry |",
+                "|---|---|---|---|---|---|",
+            ]
         for entry in members:
             meaning = entry.help + (f" Needs collector {_codes(entry.opt_in)}." if entry.opt_in else "")
             cells = [f"`{entry.name}`", entry.type, entry.unit or "–", _codes(entry.labels), _cell(meaning)]
             if derived:
-                cells += [
-                    _codes(entry.sources, "<br>") or "–",
-                    ", ".join(entry.tiers) or "–",
-                    _codes(entry.otel) or "–",
-                    _codes(entry.dcgm) or "–",
-                ]
+                cells += [_codes(entry.sources, "<br>") or "–", ", ".join(entry.tiers) or "–"]
+            cells.append(_codes(entry.otel) or "–")
+            if derived:
+                cells.append(_codes(entry.dcgm) or "–")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -13,8 +13,10 @@ WAIT_LABELS = (*CLAIM_LABELS, "pod", "deviceclass")
 DEVICE_KEY_LABELS = ("driver", "pool", "device")
 
 
-def _row(name: str, kind: Type, labels: tuple[str, ...], about: str, unit: Unit = Unit.ONE) -> Family:
-    return Family(name=name, help=about, type=kind, unit=unit, labels=labels)
+def _row(
+    name: str, kind: Type, labels: tuple[str, ...], about: str, unit: Unit = Unit.ONE, otel: str | None = None
+) -> Family:
+    return Family(name=name, help=about, type=kind, unit=unit, labels=labels, otel=otel)
 
 
 _GAUGE, _COUNTER, _INFO, _HISTOGRAM = Type.GAUGE, Type.COUNTER, Type.INFO, Type.HISTOGRAM
@@ -31,7 +33,7 @@ _ROWS = (
     ),
     _row(
         "kube_resourceclaim_status_allocation_state", _GAUGE, (*CLAIM_LABELS, "state"),
-        "1 for the state that the claim is in; other states have no series.",
+        "1 for the state that the claim is in; other states have no series.", otel="dra.claim.state",
     ),
     _row("dra_claim_created_timestamp_seconds", _GAUGE, CLAIM_LABELS, "Unix time at which the claim was created.",
          _SECONDS),

@@ -58,6 +58,19 @@ _ROWS = (
     # Agents.
     _row("agent_lease_renew_timestamp_seconds", _GAUGE, "Unix time of an agent's last heartbeat.", "node",
          unit=_SECONDS),
+    # Push to an OpenTelemetry Collector, where one is configured.
+    _row("otlp_points_total", _COUNTER,
+         "Points of OTLP requests by what became of them: accepted; rejected in a request that was taken in part; lost "
+         "with one that was refused or tried too long (expired).",
+         "result"),
+    _row("otlp_requests_total", _COUNTER, "Attempts to send an OTLP request, by what came of them.", "result"),
+    _row("otlp_request_seconds_total", _COUNTER, "Time that attempts to send an OTLP request took.", unit=_SECONDS),
+    _row("otlp_encode_seconds_total", _COUNTER, "CPU time spent making and compressing OTLP requests.",
+         unit=_SECONDS),
+    _row("otlp_restarts_total", _COUNTER, "Times that the OTLP push began anew after a fault of claimscope's own."),
+    _row("otlp_queue_bytes", _GAUGE, "Size of the OTLP requests that wait to be sent.", unit=Unit.BYTES),
+    _row("otlp_last_success_timestamp_seconds", _GAUGE, "Unix time at which an OTLP request was last taken.",
+         unit=_SECONDS),
     # The web side.
     _row("scrapes_total", _COUNTER, "Answers to /metrics, by HTTP status.", "code"),
     _row("scrape_seconds_total", _COUNTER, "Time between a scrape's arrival and its last byte.", unit=_SECONDS),

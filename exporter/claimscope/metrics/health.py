@@ -19,6 +19,7 @@ _ROWS = (
         type=Type.GAUGE,
         unit=Unit.ONE,
         labels=(*DEVICE_LABELS, "state"),
+        otel="dra.device.health.state",
     ),
     Family(
         name=FINDING,
@@ -26,6 +27,7 @@ _ROWS = (
         type=Type.INFO,
         unit=Unit.ONE,
         labels=(*DEVICE_LABELS, "rule", "severity", "state"),
+        otel="dra.device.health.finding",
     ),
     Family(
         name=SINCE,
@@ -33,6 +35,7 @@ _ROWS = (
         type=Type.GAUGE,
         unit=Unit.SECONDS,
         labels=(*DEVICE_LABELS, "rule"),
+        otel="dra.device.health.finding.since",
     ),
     Family(
         name=FINDINGS,
@@ -40,7 +43,13 @@ _ROWS = (
         type=Type.COUNTER,
         unit=Unit.ONE,
         labels=(*DEVICE_LABELS, "severity"),
+        otel="dra.device.health.findings",
     ),
+)
+
+# hw.state of OpenTelemetry's hw.status for each state of ours.
+OTEL_STATES: Mapping[str, str] = MappingProxyType(
+    {"ok": "ok", "degraded": "degraded", "unhealthy": "failed", "lost": "failed"}
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({row.name: row for row in _ROWS})

@@ -35,6 +35,7 @@ _ROWS = (
             "nvml_version",
             "cuda_version",
         ),
+        otel="dra.device.info",
     ),
     Family(
         name="gpu_up",
@@ -42,6 +43,15 @@ _ROWS = (
         type=Type.GAUGE,
         unit=Unit.ONE,
         labels=DEVICE_LABELS,
+        otel="dra.device.up",
+    ),
+    Family(
+        name="gpu_size_ratio",
+        help="Part of a whole GPU that the device is: 1, and of a MIG device its compute slices of those of its GPU.",
+        type=Type.GAUGE,
+        unit=Unit.RATIO,
+        labels=DEVICE_LABELS,
+        otel="dra.device.size",
     ),
     Family(
         name="gpu_allocation_info",
@@ -63,6 +73,7 @@ _ROWS = (
             "resource",
             "share_id",
         ),
+        otel="dra.device.allocation.info",
     ),
 )
 

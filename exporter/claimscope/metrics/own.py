@@ -112,6 +112,16 @@ _ROWS = (
         "journal_last_success_timestamp_seconds", "Unix time of the last journal write that succeeded.",
         unit=Unit.SECONDS,
     ),
+    # Push to an OpenTelemetry Collector, where one is configured.
+    _counter("otlp_points_total", "Points of OTLP requests by what became of them: accepted; rejected in a request that"
+             " was taken in part; lost with one that was refused or tried too long (expired).", "result"),
+    _counter("otlp_requests_total", "Attempts to send an OTLP request, by what came of them.", "result"),
+    _counter("otlp_request_seconds_total", "Time that attempts to send an OTLP request took.", unit=Unit.SECONDS),
+    _counter("otlp_encode_seconds_total", "CPU time spent making and compressing OTLP requests.", unit=Unit.SECONDS),
+    _counter("otlp_restarts_total", "Times that the OTLP push began anew after a fault of claimscope's own."),
+    _gauge("otlp_queue_bytes", "Size of the OTLP requests that wait to be sent.", unit=Unit.BYTES),
+    _gauge("otlp_last_success_timestamp_seconds", "Unix time at which an OTLP request was last taken.",
+           unit=Unit.SECONDS),
     # Collectors, the web side and the answer itself.
     _counter("scrapes_total", "Answers to /metrics, by HTTP status.", "code"),
     _counter("scrape_seconds_total", "Time between a scrape's arrival and its last byte.", unit=Unit.SECONDS),

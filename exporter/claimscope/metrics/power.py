@@ -43,6 +43,7 @@ def _power(
                 help=f"{word} power draw in the last full minute, cut by the clock.",
                 stat=stat,
                 unit=Unit.WATTS,
+                otel=f"dra.device.power.{stat.value}",
             )
             for stat, word in ((Stat.MIN, "Lowest"), (Stat.MAX, "Highest"))
         )
@@ -86,10 +87,8 @@ def _limit(kind: str, reads: tuple[Read, ...], dcgm: str | None) -> Quantity:
                 stat=Stat.LAST,
                 unit=Unit.WATTS,
                 labels={"kind": kind},
-                otel="hw.power.limit" if kind == "enforced" else "dra.device.power.limit",
-                otel_attributes={"hw.limit_type": "max", **_GPU_TYPE}
-                if kind == "enforced"
-                else {"dra.limit_type": kind},
+                otel="dra.device.power.limit",  # hw.power has no limit of its own in the conventions
+                otel_attributes={"dra.limit_kind": kind},
                 dcgm=dcgm,
             ),
         ),

@@ -140,6 +140,7 @@ class Type(enum.Enum):
     COUNTER = "counter"
     INFO = "info"  # a gauge that is always 1; its name ends in _info
     HISTOGRAM = "histogram"
+    BARE_COUNTER = "bare counter"  # of others, whose name does not end in _total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,7 @@ class Family:
     unit: Unit
     labels: tuple[str, ...]  # every label a series of it may carry, in order
     since: str = "0.1.0"
+    otel: str | None = None  # OpenTelemetry metric name, where metrics/otel.py does not derive it from what is above
 
 
 DEVICE_LABELS = ("uuid", "gpu")

@@ -5,9 +5,12 @@ Ada and newer state limits as margins (T.Limit): degrees left until the limit, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from claimscope.metrics.spec import Kind, Quantity, Read, Scope, Stat, Tier, Unit, Via, View
 
 _GPU_TYPE = {"hw.type": "gpu"}
+_HARDWARE_LIMIT = "hw.temperature.limit"
 
 
 def _temperature(sensor: str, tier: Tier, reads: tuple[Read, ...], dcgm: str) -> Quantity:
@@ -32,7 +35,12 @@ def _temperature(sensor: str, tier: Tier, reads: tuple[Read, ...], dcgm: str) ->
     )
 
 
-def _limit(kind: str, otel_type: str, dcgm: str) -> Quantity:
+def _at(sensor: str, limit: str) -> dict[str, str]:
+    """Attributes of a limit in OpenTelemetry's words."""
+    return {"hw.limit_type": limit, "hw.sensor_location": sensor, **_GPU_TYPE}
+
+
+def _limit(kind: str, dcgm: str, otel: str, attributes: Mapping[str, str]) -> Quantity:
     return Quantity(
         key=f"temperature_limit_{kind}",
         reads=(Read(via=Via.CALL, name=f"TemperatureThreshold/{kind}"),),
@@ -46,8 +54,8 @@ def _limit(kind: str, otel_type: str, dcgm: str) -> Quantity:
                 stat=Stat.LAST,
                 unit=Unit.CELSIUS,
                 labels={"kind": kind},
-                otel="hw.temperature.limit",
-                otel_attributes={"hw.limit_type": otel_type, "dra.limit_kind": kind, **_GPU_TYPE},
+                otel=otel,
+                otel_attributes=attributes,
                 dcgm=dcgm,
             ),
         ),
@@ -118,14 +126,15 @@ QUANTITIES: tuple[Quantity, ...] = (
                 stat=Stat.LAST,
                 unit=Unit.CELSIUS,
                 otel="dra.device.temperature.margin",
-                dcgm="DCGM_FI_DEV_GPU_TEMP_TLIMIT",
+                dcgm="DCGM_FI_DEV_GPU_TEMP_LIMIT",
             ),
         ),
     ),
-    _limit("shutdown", "high.critical", "DCGM_FI_DEV_SHUTDOWN_TEMP"),
-    _limit("slowdown", "high.degraded", "DCGM_FI_DEV_SLOWDOWN_TEMP"),
-    _limit("memory_max", "high.degraded", "DCGM_FI_DEV_MEM_MAX_OP_TEMP"),
-    _limit("gpu_max", "high.degraded", "DCGM_FI_DEV_GPU_MAX_OP_TEMP"),
+    _limit("shutdown", "DCGM_FI_DEV_SHUTDOWN_TEMP", _HARDWARE_LIMIT, _at("gpu", "high.critical")),
+    _limit("slowdown", "DCGM_FI_DEV_SLOWDOWN_TEMP", _HARDWARE_LIMIT, _at("gpu", "high.degraded")),
+    _limit("memory_max", "DCGM_FI_DEV_MEM_MAX_OP_TEMP", _HARDWARE_LIMIT, _at("memory", "high.degraded")),
+    # OpenTelemetry has one degraded limit for a place, and the GPU's is where it slows down.
+    _limit("gpu_max", "DCGM_FI_DEV_GPU_MAX_OP_TEMP", "dra.device.temperature.limit", {"dra.limit_kind": "gpu_max"}),
     _margin_limit("shutdown", "TEMPERATURE_SHUTDOWN_TLIMIT"),
     _margin_limit("slowdown", "TEMPERATURE_SLOWDOWN_TLIMIT"),
     _margin_limit("memory_max", "TEMPERATURE_MEM_MAX_TLIMIT"),

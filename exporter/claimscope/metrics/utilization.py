@@ -13,15 +13,13 @@ _RATIO_HELP = "Part of time in which the engine was busy, over the last sample p
 _BUSY_HELP = "Seconds in which the engine was busy, as the time integral of its utilization."
 _PERCENT = 0.01
 
-# OpenTelemetry knows these values of hw.gpu.task; the other engines are told apart by an attribute of our own.
+# OpenTelemetry knows these values of hw.gpu.task; the other engines have a metric of our own.
 _TASKS = {"gpu": "general", "encoder": "encoder", "decoder": "decoder"}
 
 
 def _quantity(engine: str, tier: Tier, reads: tuple[Read, ...], dcgm: str | None, dcgm_scale: float) -> Quantity:
     labels = {"engine": engine}
-    attributes = {"dra.device.engine": engine}
-    if engine in _TASKS:
-        attributes["hw.gpu.task"] = _TASKS[engine]
+    task = _TASKS.get(engine)
     views: tuple[View, ...] = (
         View(
             stem="utilization",
@@ -29,8 +27,8 @@ def _quantity(engine: str, tier: Tier, reads: tuple[Read, ...], dcgm: str | None
             stat=Stat.LAST,
             unit=Unit.RATIO,
             labels=labels,
-            otel="hw.gpu.utilization",
-            otel_attributes=attributes,
+            otel="hw.gpu.utilization" if task is not None else "dra.device.utilization",
+            otel_attributes={"hw.gpu.task": task} if task is not None else {"dra.device.engine": engine},
             dcgm=dcgm,
             dcgm_scale=dcgm_scale,
         ),
@@ -53,6 +51,8 @@ def _quantity(engine: str, tier: Tier, reads: tuple[Read, ...], dcgm: str | None
                 stat=stat,
                 unit=Unit.RATIO,
                 labels=labels,
+                otel=f"dra.device.utilization.{stat.value}",
+                otel_attributes={"dra.device.engine": engine},
             )
             for stat, word in ((Stat.MIN, "Lowest"), (Stat.MAX, "Highest"))
         )
