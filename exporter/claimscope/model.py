@@ -52,6 +52,7 @@ class Device:
     model: str | None  # "NVIDIA H100 80GB HBM3"
     mig: MigInstance | None = None  # set on MIG devices
     mig_enabled: bool = False  # set on a GPU whose MIG mode is on
+    nvlink_peers: Mapping[int, str] = field(default_factory=dict)  # NVLink -> PCI bus id of the GPU that it leads to
     identity: Mapping[str, str] = field(default_factory=dict)  # label -> value for gpu_info: serial, vbios_version...
 
 
@@ -217,6 +218,7 @@ class Snapshot:
     windows: Mapping[str, Window] = field(default_factory=dict)  # entity -> newest window
     totals: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)  # entity -> reading key -> device total
     extremes: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)  # last full minute
+    rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # counters per second, for DCGM's names only
     unattributed: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
     accounts: tuple[Account, ...] = ()
     holds: tuple[Hold, ...] = ()

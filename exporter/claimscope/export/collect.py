@@ -25,7 +25,7 @@ from claimscope.metrics.spec import (
     family_name,
 )
 from claimscope.metrics.tables import merge, quantity_families
-from claimscope.model import Account, Device, Hold, Holder, PodRef, Sample, Snapshot, Window
+from claimscope.model import Account, Device, Entity, Hold, Holder, PodRef, Sample, Snapshot, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +34,7 @@ Labels = tuple[tuple[str, str], ...]
 
 UP = "gpu_up"
 INFO = "gpu_info"
+SIZE = "gpu_size_ratio"
 ALLOCATION = "gpu_allocation_info"
 # Reading keys of what a Snapshot does not keep by reading key.
 XID_ERRORS = "xid_errors"
@@ -234,6 +235,9 @@ class Collector:
             labels = tuple((name, facts.get(name, "")) for name in info_labels)
             labels = infos[labels] = self._infos.get(labels, labels)
             out[INFO].append(Sample(family=INFO, labels=labels, value=1.0))
+            size = _size(device.entity)
+            if size is not None:
+                out[SIZE].append(Sample(family=SIZE, labels=self._entities[uuid].base, value=size))
         self._infos = infos
         # A device that nobody has judged yet, because its first window is still to come, is left out.
         judged = (device.entity.uuid for device in inventory.devices if device.entity.uuid in snapshot.up)
@@ -507,6 +511,13 @@ def _edge_labels(hold: Hold, pod: PodRef | None, names: Sequence[str]) -> Labels
         "share_id": hold.share_id or "",
     }
     return tuple((name, facts.get(name, "")) for name in names)
+
+
+def _size(entity: Entity) -> float | None:
+    """Part of a whole GPU that the device is; None for a MIG device whose slices are not known."""
+    if entity.parent is None:
+        return 1.0
+    return entity.slices / entity.total_slices if entity.slices and entity.total_slices else None
 
 
 def _distinct(samples: list[Sample], interned: bool) -> list[Sample]:

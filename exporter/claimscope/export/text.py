@@ -29,6 +29,8 @@ KEEP_RENDERS = 60
 
 _NOT_FINITE = ("nf", "an")  # how repr ends for infinities and NaN, and for no other float
 
+_TEXT_TYPES = {Type.INFO: "gauge", Type.BARE_COUNTER: "counter"}  # others have their own name there
+
 _HISTOGRAM_SUFFIXES = ("_bucket", "_count", "_sum", "_total", "_created")
 
 _LABEL_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
@@ -63,7 +65,7 @@ def label_pairs(labels: Labels) -> str:
 
 def text_header(family: Family) -> str:
     """Comment lines of text 0.0.4, each with the line break in front."""
-    kind = "gauge" if family.type is Type.INFO else family.type.value
+    kind = _TEXT_TYPES.get(family.type, family.type.value)
     return f"\n# HELP {family.name} {family.help.translate(_HELP_ESCAPES)}\n# TYPE {family.name} {kind}"
 
 
@@ -74,7 +76,8 @@ def openmetrics_header(family: Family) -> str:
         name = name.removesuffix("_total")
     elif family.type is Type.INFO:
         name = name.removesuffix("_info")
-    lines = f"\n# HELP {name} {family.help.translate(_LABEL_ESCAPES)}\n# TYPE {name} {family.type.value}"
+    kind = "unknown" if family.type is Type.BARE_COUNTER else family.type.value  # a counter's samples end in _total
+    lines = f"\n# HELP {name} {family.help.translate(_LABEL_ESCAPES)}\n# TYPE {name} {kind}"
     # The standard wants the unit to be the end of the name, and none on info.
     if family.unit.suffix and family.type is not Type.INFO and name.endswith("_" + family.unit.suffix):
         lines += f"\n# UNIT {name} {family.unit.suffix}"

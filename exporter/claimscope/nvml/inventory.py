@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pynvml
@@ -123,6 +123,16 @@ def _axes(handle: Handle) -> dict[str, tuple[int, ...]]:
     return axes
 
 
+def nvlink_peers(handle: Handle, links: Iterable[int]) -> dict[int, str]:
+    """PCI bus ids of the GPUs behind the links that lead to one, and not to a switch."""
+    peers: dict[int, str] = {}
+    for link in links:
+        with contextlib.suppress(pynvml.NVMLError):
+            if pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(handle, link) == pynvml.NVML_NVLINK_DEVICE_TYPE_GPU:
+                peers[link] = short_bus_id(text_of(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link).busId))
+    return peers
+
+
 def mig_profile(compute_slices: int, gpu_slices: int, memory_mib: int) -> str:
     """The profile as nvidia-smi writes it: "3g.40gb", "1c.3g.40gb"."""
     size = f"{gpu_slices}g.{(memory_mib + 1023) // 1024}gb"
@@ -214,14 +224,16 @@ def read_gpu(index: int, handle: Handle, uuid: str, mig_before: bool | None = No
                 children, _ = _mig_devices(entity, handle)
             mig = bool(mig_before) or bool(children)
     address = pointer_of(handle)
+    axes = _axes(handle)
     found = [
         Found(
             device=Device(
-                entity=entity, minor=minor, pci_bus_id=pci, model=model, mig_enabled=mig, identity=_identity(handle)
+                entity=entity, minor=minor, pci_bus_id=pci, model=model, mig_enabled=mig, identity=_identity(handle),
+                nvlink_peers=nvlink_peers(handle, axes["link"]),
             ),
             pointer=address,
             parent_pointer=address,
-            axes=_axes(handle),
+            axes=axes,
         )
     ]
     found += [

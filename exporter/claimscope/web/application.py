@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
 
     from claimscope.export.collect import Collector
+    from claimscope.export.dcgm.collect import DcgmCollector
     from claimscope.health.watch import HealthView
     from claimscope.model import Sample, Snapshot
 
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 LAYERS: Final = ("device", "edge", "account", "own")
+DCGM_LAYER: Final = "dcgm"
 WEB_FAMILIES: Final = tuple(own.PREFIX + name for name in WEB_NAMES)
 _NOTHING: Final = "the agent has only just started and has nothing to show yet"
 _NO_HEALTH: Final = "nothing is known of the devices' health: --health is off, or NVML has not answered yet"
@@ -67,17 +69,22 @@ def layer_of(family: str) -> str:
         return "edge"
     if family.startswith(("dra_claim_gpu_", "pod_gpu_", "gpu_unattributed_")):
         return "account"
+    if family.startswith("DCGM_"):
+        return DCGM_LAYER
     return "device" if family.startswith("gpu_") else "own"
 
 
 class Metrics:
     """The newest exposition, with what is only known when it is made: own process, web side, series."""
 
-    def __init__(self, collector: Collector, counters: WebCounters) -> None:
+    def __init__(self, collector: Collector, counters: WebCounters, dcgm: DcgmCollector | None = None) -> None:
         self._collector = collector
         self._counters = counters
+        self._dcgm = dcgm
+        self._layers = LAYERS if dcgm is None else (*LAYERS, DCGM_LAYER)
         self._process = ProcessSamples()
-        self._renderer = Renderer({**collector.families, **self._process.families})
+        more = {} if dcgm is None else dcgm.families
+        self._renderer = Renderer({**collector.families, **self._process.families, **more})
         self._exposition: Exposition[Snapshot] | None = None
 
     def exposition(self, snapshot: Snapshot) -> Exposition[Snapshot]:
@@ -89,11 +96,13 @@ class Metrics:
     def samples(self, snapshot: Snapshot) -> list[Sample]:
         """Everything that an answer to /metrics shows."""
         samples = self._collector.collect(snapshot)
+        if self._dcgm is not None:
+            samples += self._dcgm.collect(snapshot)
         samples += self._counters.samples()
         samples += self._process.samples()
         layers = Counter(layer_of(sample.family) for sample in samples)
-        layers["own"] += len(LAYERS)
-        samples += [own.own("series", layers[layer], layer) for layer in LAYERS]
+        layers["own"] += len(self._layers)
+        samples += [own.own("series", layers[layer], layer) for layer in self._layers]
         return samples
 
 
@@ -103,7 +112,7 @@ class _AgentSite(Site):
     def __init__(
         self, *, snapshot: Callable[[], Snapshot | None], collector: Collector, readiness: Callable[[], Readiness],
         health: Callable[[], HealthView | None], health_document: Callable[[], dict[str, object] | None],
-        counters: WebCounters, version: str, max_scrapes: int, send_seconds: float,
+        counters: WebCounters, version: str, max_scrapes: int, send_seconds: float, dcgm: DcgmCollector | None,
     ) -> None:
         super().__init__(
             readiness=readiness, counters=counters, version=version, max_scrapes=max_scrapes,
@@ -113,7 +122,7 @@ class _AgentSite(Site):
         self.health = health
         self.health_document = health_document
         self.collector = collector
-        self.metrics = Metrics(collector, counters)
+        self.metrics = Metrics(collector, counters, dcgm)
 
     async def body(self, openmetrics: bool, gzip: bool) -> bytes:
         snapshot = self.snapshot()
@@ -199,6 +208,7 @@ def make_application(
     version: str,
     health: Callable[[], HealthView | None] = lambda: None,
     health_document: Callable[[], dict[str, object] | None] = lambda: None,
+    dcgm: DcgmCollector | None = None,
     counters: WebCounters | None = None,
     middlewares: Sequence[Middleware] = (),
     max_scrapes: int = MAX_SCRAPES,
@@ -215,6 +225,7 @@ def make_application(
         version=version,
         max_scrapes=max_scrapes,
         send_seconds=send_seconds,
+        dcgm=dcgm,
     )
     pages = {
         "/": site.serve_page, "/api/v1/snapshot": site.serve_snapshot, "/api/v1/health": site.serve_health,

@@ -1,0 +1,1 @@
+"""The figures once more, under the names and labels of dcgm-exporter."""
