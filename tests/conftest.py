@@ -33,9 +33,27 @@ def prometheus() -> str:
 
 
 @pytest.fixture(scope="session")
+def amtool() -> str:
+    """Path of Alertmanager's tool."""
+    return _tool("amtool", "prometheus-alertmanager")
+
+
+@pytest.fixture(scope="session")
+def alertmanager() -> str:
+    """Path of an Alertmanager, which Debian calls by a longer name."""
+    return shutil.which("alertmanager") or _tool("prometheus-alertmanager", "prometheus-alertmanager")
+
+
+@pytest.fixture(scope="session")
 def cc() -> str:
     """Path of a C compiler."""
     return _tool("cc", "gcc and libc6-dev")
+
+
+@pytest.fixture(scope="session")
+def openssl() -> str:
+    """Path of openssl, to make certificates."""
+    return _tool("openssl", "openssl")
 
 
 @pytest.fixture

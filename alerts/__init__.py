@@ -1,0 +1,1 @@
+"""Recording rules and alerts as a table: `python -m alerts` writes alerts/rules/*.yml, and the tests of promtool."""

@@ -1,0 +1,1 @@
+"""When does each alert fire, and when not? Series in, alerts out, for promtool."""

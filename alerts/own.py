@@ -1,0 +1,245 @@
+"""Which alerts are about claimscope itself?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from alerts.model import Alert, Group
+from alerts.recording import AGENTS as AGENTS_COUNTED
+from alerts.words import IN_MAINTENANCE, NODE, THE_CLUSTER
+
+_UNHEARD: Final = 'sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes{agent=~"silent|absent"}))'
+_AWAY: Final = f"time() - max by ({NODE}) (claimscope_controller_agent_lease_renew_timestamp_seconds)"
+_AGENT: Final = "The agent of node {{ $labels.node }}"
+# Jobs of the monitors that the chart makes are called NAMESPACE/claimscope-agent.
+_AGENT_JOB: Final = 'job=~"(.*/)?claimscope-agent"'
+
+AGENTS: Final = Group(
+    name="dra-agents",
+    rules=(
+        Alert(
+            name="DRAWatchdog",
+            expr="vector(1)",
+            severity="none",
+            owner="platform",
+            summary="This alert always fires: if it stops, alerts do not arrive.",
+            description="Route it to a service that raises an alarm when it is not heard of.",
+        ),
+        Alert(
+            name="DRANodesBlind",
+            # The controller leaves out nodes that were deleted, and nodes in maintenance.
+            expr=f"""
+{_UNHEARD} >= [[nodes]]
+and on (cluster)
+{_UNHEARD} / on (cluster) sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes)) > [[ratio]]""",
+            thresholds={"nodes": 3, "ratio": 0.05},
+            hold="5m",
+            severity="critical",
+            owner="platform",
+            summary="The agents of many nodes are silent.",
+            description="{{ $value }} GPU nodes" + THE_CLUSTER + " have no agent that is heard: nobody sees their GPUs"
+            " fail.",
+            not_in_demo="three nodes must be silent, for longer than the demo leaves one agent away",
+        ),
+        Alert(
+            name="DRAAgentDown",
+            expr=f"max by ({NODE}) (up{{{_AGENT_JOB}}}) == 0\nunless on ({NODE})\n{IN_MAINTENANCE}",
+            hold="20m",
+            severity="warning",
+            owner="platform",
+            summary="An agent does not answer Prometheus.",
+            description=f"{_AGENT} has not answered for 20 minutes.",
+        ),
+        Alert(
+            name="DRAAgentSilent",
+            # dra_node_mode_info: a node that is still there, and has GPUs.
+            expr=f"""
+{_AWAY} > [[seconds]]
+and on ({NODE})
+dra_node_mode_info
+unless on ({NODE})
+{IN_MAINTENANCE}""",
+            thresholds={"seconds": 1200},
+            severity="warning",
+            owner="platform",
+            summary="An agent has stopped its heartbeat.",
+            description=f"{_AGENT} was last heard by the controller {{{{ humanizeDuration $value }}}} ago.",
+        ),
+        Alert(
+            name="DRANodesWithoutAgent",
+            expr='max by (cluster) (dra_gpu_nodes{agent="absent"}) > 0',
+            hold="30m",
+            severity="warning",
+            not_in_demo="every simulated node has an agent; a fourth without one would keep DRANodesBlind firing",
+            owner="platform",
+            summary="Nodes with GPUs have never had an agent.",
+            description="{{ $value }} nodes" + THE_CLUSTER + " publish GPUs, and no agent was ever heard from them.",
+        ),
+        Alert(
+            name="DRASamplerDown",
+            expr=f"max by ({NODE}) (claimscope_agent_sampler_up) == 0",
+            hold="5m",
+            severity="warning",
+            owner="platform",
+            summary="An agent's sampler does not run.",
+            description=f"{_AGENT} has no fresh readings.",
+        ),
+        Alert(
+            name="DRANvmlDown",
+            expr=f"""
+max by ({NODE}) (claimscope_agent_nvml_up) == 0
+unless on ({NODE})
+max by ({NODE}) (claimscope_agent_nvml_released) == 1""",
+            hold="5m",
+            severity="warning",
+            owner="platform",
+            summary="The driver's library does not answer an agent.",
+            description=f"{_AGENT} cannot use NVML: is the driver loaded?",
+        ),
+        Alert(
+            name="DRAAttributionStale",
+            expr=f"""
+time() - max by ({NODE}, source) (claimscope_agent_attribution_last_success_timestamp_seconds) > [[seconds]]
+unless on ({NODE})
+{IN_MAINTENANCE}""",
+            thresholds={"seconds": 600},
+            hold="10m",
+            severity="warning",
+            not_in_demo="the simulated kubelet is part of the agent and always answers",
+            owner="platform",
+            summary="An agent no longer knows who holds the GPUs.",
+            description=f"{_AGENT} last heard from {{{{ $labels.source }}}} {{{{ humanizeDuration $value }}}} ago.",
+        ),
+        Alert(
+            name="DRAAttributionUnresolved",
+            expr=f"max by ({NODE}, reason, driver) (claimscope_agent_attribution_unresolved_devices) > 0",
+            hold="15m",
+            severity="warning",
+            not_in_demo="the simulated kubelet names no device that its node does not have",
+            owner="platform",
+            summary="Devices that pods hold match no GPU.",
+            description=f"{_AGENT} cannot match {{{{ $value }}}} devices of driver {{{{ $labels.driver }}}} to a GPU:"
+            " {{ $labels.reason }}.",
+        ),
+        Alert(
+            name="DRAAgentSamplesLate",
+            expr=f"""
+max by ({NODE}) (
+  rate(claimscope_agent_sampler_late_ticks_total[5m])
+  / (rate(claimscope_agent_sampler_ticks_total[5m]) + rate(claimscope_agent_sampler_late_ticks_total[5m]))
+) > [[ratio]]""",
+            thresholds={"ratio": 0.05},
+            hold="15m",
+            severity="info",
+            owner="platform",
+            summary="An agent misses samples.",
+            description=f"{_AGENT} takes {{{{ humanizePercentage $value }}}} of its samples too late.",
+        ),
+        Alert(
+            name="DRAJournalStale",
+            expr=f"time() - max by ({NODE}) (claimscope_agent_journal_last_success_timestamp_seconds) > [[seconds]]",
+            thresholds={"seconds": 900},
+            severity="warning",
+            owner="platform",
+            not_in_demo="needs a disk that takes no writes",
+            summary="An agent cannot write its journal.",
+            description=f"{_AGENT} wrote its accounts {{{{ humanizeDuration $value }}}} ago; a restart now would lose"
+            " what came since.",
+        ),
+        Alert(
+            name="DRALabelsOverwritten",
+            expr='count by (cluster) (gpu_allocation_info{exported_namespace!=""}) > 0',
+            hold="15m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="the demo's Prometheus keeps the labels",
+            summary="Prometheus overwrites the namespace and pod that agents tell.",
+            description="The scrape configuration needs `honor_labels: true`; without it claims stand under the"
+            " agent's own namespace.",
+        ),
+        Alert(
+            name="DRAOtlpPointsLost",
+            expr="""
+max by (cluster, node, result) (
+  rate(claimscope_agent_otlp_points_total{result!="accepted"}[15m])
+  or
+  rate(claimscope_controller_otlp_points_total{result!="accepted"}[15m])
+) > 0""",
+            hold="15m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="the demo pushes to no Collector",
+            summary="Points pushed to the OpenTelemetry Collector get lost.",
+            description="{{ humanize $value }} points a second do not arrive: {{ $labels.result }}.",
+        ),
+    ),
+)
+
+CONTROLLER: Final = Group(
+    name="dra-controller",
+    rules=(
+        # Also where nothing of claimscope is scraped any more, and no cluster is known to ask about.
+        Alert(
+            name="DRAControllerDown",
+            # A cluster of which nothing is left is known by what was there within a day.
+            expr=f"""
+group by (cluster) (last_over_time({AGENTS_COUNTED}[1d]))
+unless on (cluster)
+(max by (cluster) (claimscope_controller_leader) == 1)
+or
+absent(last_over_time({AGENTS_COUNTED}[1d])) and on () absent(claimscope_controller_leader == 1)""",
+            hold="5m",
+            severity="critical",
+            owner="platform",
+            summary="No controller leads.",
+            description="Nobody watches claims" + THE_CLUSTER + ", and GPUs that fail are not fenced.",
+        ),
+        Alert(
+            name="DRAControllerWatchStale",
+            expr="""
+time() - max by (cluster, resource) (claimscope_controller_watch_last_event_timestamp_seconds) > [[seconds]]""",
+            thresholds={"seconds": 900},
+            hold="5m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="needs an API server that is silent and keeps connections open",
+            summary="The controller hears nothing of a kind of object.",
+            description="Nothing was heard of {{ $labels.resource }} for {{ humanizeDuration $value }}.",
+        ),
+        Alert(
+            name="DRAControllerLagging",
+            expr="max by (cluster) (claimscope_controller_publish_lag_seconds) > [[seconds]]",
+            thresholds={"seconds": 60},
+            hold="10m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="needs a machine that is too busy",
+            summary="The controller does not keep up with the cluster.",
+            description="What the controller" + THE_CLUSTER + " serves is {{ humanizeDuration $value }} old.",
+        ),
+        Alert(
+            name="DRAFencingStale",
+            expr="time() - max by (cluster) (claimscope_controller_taint_last_round_timestamp_seconds) > [[seconds]]",
+            thresholds={"seconds": 300},
+            hold="5m",
+            severity="warning",
+            not_in_demo="nothing in the demo stops the fencing of a controller that leads",
+            owner="platform",
+            summary="The controller has not looked at what to fence for a while.",
+            description="The last look" + THE_CLUSTER + " was {{ humanizeDuration $value }} ago.",
+        ),
+        Alert(
+            name="DRASelectorEngineDown",
+            expr="max by (cluster) (claimscope_controller_selector_engine_up) == 0",
+            hold="10m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="the demo is installed with the engine",
+            summary="The controller cannot evaluate CEL selectors.",
+            description="Why claims wait is often unknown" + THE_CLUSTER + ": is claimscope installed with the extra"
+            " `cel`?",
+        ),
+    ),
+)
+
+GROUPS: Final = (AGENTS, CONTROLLER)
