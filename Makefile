@@ -25,6 +25,10 @@ golden: setup tools ## rewrite the expected files of the tests
 	@CLAIMSCOPE_UPDATE_GOLDEN=1 $(BIN)/pytest -k golden
 docs: setup ## rewrite the generated pages under docs/
 	@$(BIN)/python scripts/docs.py
+	@$(BIN)/python -m alerts
+	@$(BIN)/python -m alerts.shortened
+	@$(BIN)/python -m alerts.runbooks
+	@$(BIN)/python -m dashboards
 gpu: setup ## record and check NVML on a real GPU
 	@$(BIN)/python scripts/gpu.py
 clean: ## remove everything that can be made again

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMES = (
-    "sampler_cpu", "tick_lateness", "render", "scrape", "memory", "controller_scale", "fence_latency", "fence_scale",
-    "health_soak",
+    "sampler_cpu", "tick_lateness", "render", "otlp", "scrape", "memory", "controller_scale", "fence_latency",
+    "fence_scale", "health_soak", "rules",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(r"(?P<name>[a-z][a-z0-9_]*) (?P<value>[-+0-9.e]+) (?P<unit>\S*) ?(?P<bound>[<>]=[0-9.e-]+)?\s*")

@@ -8,6 +8,8 @@ import permissions
 
 from claimscope import config
 from claimscope.export import docs
+from claimscope.export.dcgm import document as dcgm
+from claimscope.export.otlp import document as otlp
 from claimscope.health import document as health
 from claimscope.sim import drills
 from claimscope.taints import document as policy
@@ -17,10 +19,20 @@ def _metrics() -> str:
     return docs.markdown(docs.all_families(), docs.QUANTITIES)
 
 
+def _dcgm() -> str:
+    return dcgm.markdown(docs.QUANTITIES)
+
+
+def _otlp() -> str:
+    return otlp.markdown(docs.all_families(), docs.QUANTITIES)
+
+
 PAGES = {
     "configuration.md": config.document,
+    "dcgm.md": _dcgm,
     "health.md": health.document,
     "metrics.md": _metrics,
+    "otlp.md": _otlp,
     "permissions.md": permissions.document,
     "simulator.md": drills.document,
     "taint-policy.md": policy.document,

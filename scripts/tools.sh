@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings a C compiler and Prometheus (with promtool), through apt where that is allowed. What cannot be had is said
-# in one line each; with CLAIMSCOPE_REQUIRE_TOOLS=1 that is an error.
+# Brings a C compiler, Prometheus (with promtool) and Alertmanager (with amtool), through apt where that is allowed.
+# What cannot be had is said in one line each; with CLAIMSCOPE_REQUIRE_TOOLS=1 that is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 status=0
@@ -25,4 +25,11 @@ if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
 fi
 command -v prometheus >/dev/null && command -v promtool >/dev/null \
     || missing "no Prometheus, so no PromQL in the demo and no promtool in the tests: install prometheus"
+if ! command -v amtool >/dev/null; then
+    if scripts/apt.sh prometheus-alertmanager && command -v systemctl >/dev/null; then
+        sudo=; [ "$(id -u)" -eq 0 ] || sudo="sudo -n"
+        $sudo systemctl disable --now --quiet prometheus-alertmanager >/dev/null 2>&1 || true
+    fi
+fi
+command -v amtool >/dev/null || missing "no Alertmanager, so its example is not checked: install prometheus-alertmanager"
 exit "$status"

@@ -19,9 +19,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from claimscope import cli, demo, logs
+from claimscope import cli, logs
 from claimscope.claims.explain import Explanation
 from claimscope.claims.model import PendingReason
+from claimscope.sim import questions
 from claimscope.sim.library import SimulatedNvml
 from claimscope.sim.world import make_world
 
@@ -231,8 +232,8 @@ def test_the_demo_shows_answers_of_prometheus_in_the_queries_units() -> None:
             "result": [{"metric": {"namespace": "ml", "resourceclaim": "train"}, "value": [1700000000, "0.5"]}],
         }
     }
-    assert demo.rows_of(answer, demo.QUERIES[1]) == [f"{'ml/train':44}     50.0 %"]
-    assert demo.rows_of({"status": "error"}, demo.QUERIES[1]) == []
+    assert questions.rows_of(answer, questions.QUERIES[1]) == [f"{'ml/train':44}     50.0 %"]
+    assert questions.rows_of({"status": "error"}, questions.QUERIES[1]) == []
 
 
 def test_the_demo_sums_the_devices_of_a_claim() -> None:
@@ -242,7 +243,7 @@ def test_the_demo_sums_the_devices_of_a_claim() -> None:
         f'dra_claim_gpu_energy_joules_total{{{labels},uuid="GPU-1"}} 40\n'
         f'dra_claim_gpu_energy_joules_total{{{labels},uuid="GPU-2"}} 2\n'
     )
-    assert demo.totals_of(text) == [f"{'ml/train':44}       42 J"]
+    assert questions.totals_of(text) == [f"{'ml/train':44}       42 J"]
 
 
 
@@ -325,7 +326,7 @@ def test_the_demo_says_what_to_open_and_leaves_nothing_behind(
     done = claimscope("demo", "--profile", "h100x8", "--seconds", "2", PATH=str(programs), TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert "/metrics  (simulated node h100x8" in done.stdout
-    assert ("/graph\n" in done.stdout) == with_prometheus
+    assert ("/graph  (" in done.stdout) == with_prometheus
     assert "taints      claimscope taints list --api-server-url http://127.0.0.1:" in done.stdout
     assert ("prometheus  left out" in done.stdout) == (not with_prometheus)
     assert done.stdout.endswith("stopped, nothing is left behind\n")

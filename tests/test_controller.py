@@ -44,6 +44,7 @@ from controller_story import (
     stamp,
     wants,
 )
+from otlp_collector import http_collector
 
 OWN = own_rows.PREFIX
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/claimscope/leases/claimscope-controller"
@@ -63,7 +64,10 @@ async def test_every_row_is_served_and_prometheus_takes_it(tmp_path: Path, prome
         server.fail("/api/v1/nodes", HttpFault(status=500))
         server.fail(LEASE, HttpFault(status=500))
         async with (
-            Controller(tmp_path, "--api-server-url", cluster.url) as controller,
+            http_collector() as otlp,
+            Controller(
+                tmp_path, "--api-server-url", cluster.url, "--otlp-endpoint", f"http://127.0.0.1:{otlp.port}"
+            ) as controller,
             _prometheus(prometheus, tmp_path, controller.url) as address,
         ):
             await controller.until(states)

@@ -22,7 +22,7 @@ from claimscope.clock import SystemClock
 from claimscope.config import PROFILES, Config
 from claimscope.model import Device, Entity, Inventory, Snapshot, Window
 from claimscope.node import device_entries
-from claimscope.sim import layout
+from claimscope.sim import demo_files, layout, questions
 from claimscope.sim.api.kinds import LEASES
 from claimscope.sim.cluster import SimulatedCluster
 from claimscope.sim.profiles import profile_named
@@ -33,10 +33,10 @@ from simulated_reasons import REASONS
 
 def test_prometheus_scrapes_every_agent_and_the_controller() -> None:
     agents = (
-        demo.Agent(node="demo-node-1", profile="h100x8", port=19400),
-        demo.Agent(node="demo-node-2", profile="h100x8", port=19402),
+        demo_files.Agent(node="demo-node-1", profile="h100x8", port=19400),
+        demo_files.Agent(node="demo-node-2", profile="h100x8", port=19402),
     )
-    assert yaml.safe_load(demo.prometheus_config(agents, 19401))["scrape_configs"] == [
+    assert yaml.safe_load(demo_files.prometheus_config(agents, 19401))["scrape_configs"] == [
         {
             "job_name": "claimscope-agent",
             "static_configs": [
@@ -53,7 +53,7 @@ def test_reasons_are_counted_without_a_prometheus() -> None:
         f'dra_claim_pending_reason{{pod="{pod}",reason="{reason}"}} 1\n'
         for pod, reason in (("a", "quota"), ("b", "tainted"), ("c", "quota"))
     )
-    assert demo.reasons_of(text) == [f"{'quota':44} {2:8} claims", f"{'tainted':44} {1:8} claims"]
+    assert questions.reasons_of(text) == [f"{'quota':44} {2:8} claims", f"{'tainted':44} {1:8} claims"]
 
 
 def test_the_profile_is_that_of_the_first_node() -> None:

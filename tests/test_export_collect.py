@@ -42,6 +42,7 @@ def test_device_whose_data_is_stale_keeps_identity_and_totals_only() -> None:
         "gpu_energy_joules_total",
         "gpu_info",
         "gpu_nvlink_link_receive_bytes_total",
+        "gpu_size_ratio",
         "gpu_unattributed_busy_seconds_total",
         "gpu_unattributed_energy_joules_total",
         "gpu_unattributed_xid_errors_total",
@@ -57,6 +58,15 @@ def test_up_covers_every_device_and_the_lost() -> None:
         ({"uuid": GPU_1, "gpu": "1"}, 1.0),
         ({"uuid": MIG, "gpu": "1"}, 1.0),
         ({"uuid": GPU_2, "gpu": "2"}, 0.0),
+    ]
+
+
+def test_a_mig_device_is_part_of_a_gpu() -> None:
+    assert shown(SETTLED, "gpu_size_ratio") == [
+        ({"uuid": GPU_0, "gpu": "0"}, 1.0),
+        ({"uuid": GPU_1, "gpu": "1"}, 1.0),
+        ({"uuid": MIG, "gpu": "1"}, 1 / 7),
+        ({"uuid": GPU_2, "gpu": "2"}, 1.0),
     ]
 
 

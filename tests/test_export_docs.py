@@ -3,6 +3,7 @@ from pathlib import Path
 
 from claimscope.export import docs
 from claimscope.export.collect import Collector
+from claimscope.export.otlp import document as otlp
 from claimscope.health import document as health
 from claimscope.metrics import cluster, controller
 from claimscope.metrics.tables import QUANTITIES as TABLES
@@ -53,7 +54,7 @@ def test_json_says_the_same() -> None:
         "tiers": ["tick"],
         "scopes": ["gpu"],
         "opt_in": [],
-        "otel": [],
+        "otel": ["dra.claim.gpu_energy"],
         "dcgm": [],
     }
 
@@ -80,3 +81,9 @@ def test_page_under_docs_is_current() -> None:
 
 def test_health_page_under_docs_is_current() -> None:
     assert (DOCS / "health.md").read_text(encoding="utf-8") == health.document(), "run `make docs`"
+
+
+def test_otlp_page_under_docs_is_current() -> None:
+    page = (DOCS / "otlp.md").read_text(encoding="utf-8")
+
+    assert page == otlp.markdown(docs.all_families(), TABLES), "run `make docs`"

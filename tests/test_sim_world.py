@@ -200,7 +200,7 @@ def test_default_pods_fit_their_profile(profile: str) -> None:
         ),
         (
             "pods: [{namespace: a, name: b, workload: sleeping}]",
-            "pod a/b: no workload 'sleeping'; there are: training, inference, data_starved, idle",
+            "pod a/b: no workload 'sleeping'; there are: training, inference, data_starved, crowded, idle",
         ),
         (
             "pods: [{namespace: a, name: b, workload: idle, plugin: {nvidia.com/gpu: ['gpu0']}}]",

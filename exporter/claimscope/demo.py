@@ -13,120 +13,46 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
+import msgspec
 
-from claimscope.clock import SystemClock
+from claimscope.clock import Clock, SystemClock
 from claimscope.kube.api import ApiClient, ApiError, OpenAccess, decode
 from claimscope.kube.objects import Node
+from claimscope.sim import script
 from claimscope.sim.cluster import SimulatedCluster
+from claimscope.sim.demo_files import POLICY, ROUTES, Agent, prometheus_config, quick_thresholds, rules
 from claimscope.sim.profiles import profile_named
-from claimscope.sim.sandbox import child, work_directory
-from claimscope.sim.scenario import load_scenario
+from claimscope.sim.questions import QUERIES, RATE_SECONDS, Query, reasons_of, rows_of, totals_of
+from claimscope.sim.sandbox import Parts, work_directory
+from claimscope.sim.scenario import Scenario, ScenarioError, decode_scenario, load_scenario
 from claimscope.sim.scheduler import SchedulerCannotDecideError
-from claimscope.taints import command, conditions
+from claimscope.taints import command, conditions, maintenance_command
+from claimscope.taints.apply import api_time
 from claimscope.taints.notebook import Notebook
 
 AGENT_PORT = 19400
 CONTROLLER_PORT = 19401
 NAMESPACE = "claimscope"
 PROMETHEUS_PORT = 19490
+ALERTMANAGER_PORT = 19493
 _READY_SECONDS = 60.0  # three agents and a controller start at once, perhaps on one core
 _FENCED_SECONDS = 60.0
-_RATE_SECONDS = 10  # the queries' range: as much as a demo has seen after a few moments
-
 _BREAKS_AT = 15  # seconds after the start
+_DEADLINE_SECONDS = 10.0  # of the maintenance that the script asks for
+_TELL_SECONDS = 2.0
+_THRESHOLDS_FILE = "thresholds.yaml"
+_POLICY_FILE = "policy.yaml"
 
 Say = Callable[[str], None]
 
 
 class DemoError(Exception):
     """The demo cannot go on; the text says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """One question worth asking."""
-
-    title: str
-    promql: str
-    labels: tuple[str, ...]  # shown in front of each value
-    unit: str
-    scale: float = 1.0
-    rows: int = 6  # shown at most
-
-
-QUERIES = (
-    Query(
-        title="Power that each claim draws, whichever GPUs, MIG devices or shares it holds",
-        promql=(
-            "sort_desc(sum by (namespace, resourceclaim) "
-            f"(rate(dra_claim_gpu_energy_joules_total[{_RATE_SECONDS}s])))"
-        ),
-        labels=("namespace", "resourceclaim"),
-        unit="W",
-    ),
-    Query(
-        title="How busy the GPUs are that a claim holds: what is allocated and idle stands at the bottom",
-        promql=(
-            "sort_desc("
-            f'sum by (namespace, resourceclaim) (rate(dra_claim_gpu_busy_seconds_total{{engine="gpu"}}'
-            f"[{_RATE_SECONDS}s]))"
-            f" / sum by (namespace, resourceclaim) (rate(dra_claim_gpu_allocated_seconds_total[{_RATE_SECONDS}s])))"
-        ),
-        labels=("namespace", "resourceclaim"),
-        unit="%",
-        scale=100.0,
-    ),
-    Query(
-        title="Power that nobody holds a claim for: idle GPUs, by device",
-        promql=f"sum by (node, gpu) (rate(gpu_unattributed_energy_joules_total[{_RATE_SECONDS}s])) > 0",
-        labels=("node", "gpu"),
-        unit="W",
-    ),
-    Query(
-        title="Claims that wait, by the reason for it",
-        promql="sort_desc(count by (reason) (dra_claim_pending_reason))",
-        labels=("reason",),
-        unit="claims",
-        rows=30,
-    ),
-    Query(
-        title="What is left: devices by class and state",
-        promql="sort_desc(sum by (deviceclass, state) (dra_pool_devices) > 0)",
-        labels=("deviceclass", "state"),
-        unit="devices",
-        rows=12,
-    ),
-    Query(
-        title="Half of the claims were allocated in less than",
-        promql=(
-            "histogram_quantile(0.5, sum by (deviceclass, le) "
-            '(dra_allocation_duration_seconds_bucket{phase="scheduling"})) > 0'
-        ),
-        labels=("deviceclass",),
-        unit="s",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
-    """One simulated node with its agent."""
-
-    node: str
-    profile: str
-    port: int
-
-    @property
-    def address(self) -> str:
-        """Where it serves."""
-        return f"http://127.0.0.1:{self.port}"
 
 
 def nodes_of(profile: str) -> tuple[tuple[str, str], ...]:
@@ -157,55 +83,6 @@ def free_port(preferred: int, avoid: Collection[int] = ()) -> int:
                 continue
             return port
     raise DemoError(f"ports {preferred} to {preferred + 49} of 127.0.0.1 are all taken: stop what listens there")
-
-
-def prometheus_config(agents: Sequence[Agent], controller_port: int) -> str:
-    """The whole configuration of the demo's Prometheus."""
-    targets = "\n".join(
-        f"  - {{targets: ['127.0.0.1:{agent.port}'], labels: {{node: {agent.node}}}}}" for agent in agents
-    )
-    return f"""\
-global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 5s}}
-scrape_configs:
-- job_name: claimscope-agent
-  static_configs:
-{targets}
-- job_name: claimscope-controller
-  static_configs:
-  - targets: ['127.0.0.1:{controller_port}']
-"""
-
-
-def rows_of(answer: object, query: Query) -> list[str]:
-    """An answer of Prometheus' query API as lines to read; empty where it holds no series yet."""
-    found: list[str] = []
-    data = answer.get("data") if isinstance(answer, Mapping) else None
-    result = data.get("result") if isinstance(data, Mapping) else None
-    for series in result if isinstance(result, list) else []:
-        name = "/".join(series["metric"].get(label, "") for label in query.labels)
-        found.append(f"{name:44} {float(series['value'][1]) * query.scale:8.1f} {query.unit}")
-    return found
-
-
-def totals_of(exposition: str) -> list[str]:
-    """Energy of each claim from an exposition alone, as lines to read; for machines without Prometheus."""
-    joules: dict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(exposition):
-        for sample in family.samples:
-            if sample.name == "dra_claim_gpu_energy_joules_total":
-                joules[f"{sample.labels['namespace']}/{sample.labels['resourceclaim']}"] += sample.value
-    return [f"{name:44} {value:8.0f} J" for name, value in sorted(joules.items())]
-
-
-def reasons_of(exposition: str) -> list[str]:
-    """How many claims wait for which reason, from the controller's exposition alone."""
-    counts = Counter(
-        sample.labels["reason"]
-        for family in text_string_to_metric_families(exposition)
-        for sample in family.samples
-        if sample.name == "dra_claim_pending_reason"
-    )
-    return [f"{reason:44} {count:8} claims" for reason, count in sorted(counts.items())]
 
 
 def _write(directory: Path, name: str, text: str) -> Path:
@@ -257,7 +134,7 @@ async def _ask(web: aiohttp.ClientSession, prometheus: str, query: Query) -> lis
 
 async def _show_queries(web: aiohttp.ClientSession, prometheus: str, say: Say) -> None:
     # A full range of scrapes first: a rate over less would be too low.
-    await asyncio.sleep(_RATE_SECONDS + 3)
+    await asyncio.sleep(RATE_SECONDS + 3)
     for query in QUERIES:
         say(f"\n{query.title}\n  {query.promql}")
         rows = await _ask(web, prometheus, query)
@@ -313,13 +190,11 @@ async def show_fence(url: str, program: str, say: Say) -> None:
         await api.close()
 
 
-def _agent_command(
-    agent: Agent, cluster: SimulatedCluster, directory: Path, scenario: Path | None
-) -> tuple[str, ...]:
+def _agent_command(agent: Agent, cluster: SimulatedCluster, directory: Path, scenario: Path) -> tuple[str, ...]:
     return (
         sys.executable, "-m", "claimscope", "agent",
         "--simulate", agent.profile,
-        *([] if scenario is None else ["--scenario", str(scenario)]),
+        "--scenario", str(scenario),
         "--simulation-start-monotonic-ns", str(cluster.start_monotonic_ns),
         "--api-server-url", cluster.url,
         "--lease-namespace", NAMESPACE,
@@ -327,25 +202,29 @@ def _agent_command(
         "--node-name", agent.node,
         "--state-file", f"{directory}/{agent.node}.json",
         "--control-socket", f"{directory}/{agent.node}.sock",
-        "--log-level", "warning",
+        "--health-thresholds", f"{directory}/{_THRESHOLDS_FILE}",
+        "--compat-dcgm", "on",
+        "--log-level", "error",
     )
 
 
-def _controller_command(port: int, cluster: SimulatedCluster) -> tuple[str, ...]:
+def _controller_command(port: int, cluster: SimulatedCluster, directory: Path) -> tuple[str, ...]:
     return (
         sys.executable, "-m", "claimscope", "controller",
         "--api-server-url", cluster.url,
         "--namespace", NAMESPACE,
         "--web-listen-address", f"127.0.0.1:{port}",
-        "--log-level", "warning",
+        "--taint-policy", f"{directory}/{_POLICY_FILE}",
+        "--log-level", "error",
     )
 
 
-async def _cluster(stack: contextlib.AsyncExitStack, profile: str, scenario: Path) -> SimulatedCluster:
+async def _cluster(
+    stack: contextlib.AsyncExitStack, profile: str, scenarios: Mapping[str, Scenario]
+) -> SimulatedCluster:
     try:
-        played = load_scenario(scenario)
         return await stack.enter_async_context(
-            SimulatedCluster.open(nodes_of(profile), clock=SystemClock(), scenario=played)
+            SimulatedCluster.open(nodes_of(profile), clock=SystemClock(), scenarios=scenarios)
         )
     except (ValueError, SchedulerCannotDecideError) as error:
         raise DemoError(str(error)) from error
@@ -364,93 +243,205 @@ def _ports(profile: str, say: Say) -> tuple[tuple[Agent, ...], int]:
     return tuple(agents), free_port(CONTROLLER_PORT, taken - {CONTROLLER_PORT})
 
 
+def _scenarios(profile: str, chosen: str | None, acts: Sequence[script.Act]) -> dict[str, Scenario]:
+    """What each node plays: the script, or what somebody wrote for the first node."""
+    first, *others = (node for node, _ in nodes_of(profile))
+    if chosen is not None:
+        return {first: load_scenario(Path(chosen)), **{node: Scenario() for node in others}}
+    of_script = {node: Scenario() for node in (first, *others)} | script.scenarios(acts)
+    breaks = decode_scenario(scenario_of(profile)).faults
+    return of_script | {first: msgspec.structs.replace(of_script[first], faults=of_script[first].faults + breaks)}
+
+
 async def run(
-    *, profile: str, scenario: str | None, seconds: float | None, say: Say, program: str = "claimscope"
+    *,
+    profile: str,
+    scenario: str | None,
+    seconds: float | None,
+    say: Say,
+    program: str = "claimscope",
+    acts: Sequence[script.Act] = script.SCRIPT,
+    haste: float = 1.0,
 ) -> None:
-    """Runs until cancelled, until `seconds` have passed, or until a part of it ends by itself."""
+    """Runs until cancelled, until `seconds` have passed, or until a part of it ends by itself.
+
+    Without a `scenario` the acts are played. Alerts are held for that much shorter than in the demo's rules: `haste`.
+    """
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(say, "\nstopped, nothing is left behind")
         directory = stack.enter_context(work_directory(Path(tempfile.gettempdir())))
         web = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        played = Path(scenario) if scenario is not None else _write(directory, "scenario.yaml", scenario_of(profile))
-        cluster = await _cluster(stack, profile, played)
+        try:
+            scenarios = _scenarios(profile, scenario, acts)
+        except ScenarioError as error:
+            raise DemoError(str(error)) from error
+        cluster = await _cluster(stack, profile, scenarios)
         agents, controller_port = _ports(profile, say)
         controller = f"http://127.0.0.1:{controller_port}"
-        children: dict[str, asyncio.subprocess.Process] = {}
-        for place, agent in enumerate(agents):
-            words = _agent_command(agent, cluster, directory, played if place == 0 else None)
-            children[f"the agent of {agent.node}"] = await stack.enter_async_context(
-                child(*words, directory=directory)
+        _write(directory, _THRESHOLDS_FILE, quick_thresholds())
+        _write(directory, _POLICY_FILE, POLICY)
+        commands = {
+            script.agent_of(agent.node): _agent_command(
+                agent, cluster, directory,
+                _write(directory, f"{agent.node}.yaml", msgspec.yaml.encode(scenarios[agent.node]).decode()),
             )
-        children["the controller"] = await stack.enter_async_context(
-            child(*_controller_command(controller_port, cluster), directory=directory)
-        )
-        await _all_ready(web, children, [*(agent.address for agent in agents), controller])
+            for agent in agents
+        }
+        commands[script.CONTROLLER] = _controller_command(controller_port, cluster, directory)
+        parts = Parts(directory)
+        stack.push_async_callback(parts.stop_all)
+        started = {name: await parts.start(name, command) for name, command in commands.items()}
+        await _all_ready(web, started, [*(agent.address for agent in agents), controller])
         say(f"api server  {cluster.url}  (simulated; `kubectl --server {cluster.url} get resourceclaims -A` works)")
         for agent in agents:
             say(f"agent       {agent.address}/metrics  (simulated node {agent.profile}, {agent.node})")
         say(f"controller  {controller}/metrics  ({controller}/ says more)")
-        show, prometheus = await _prometheus(stack, web, directory, agents, controller_port, say)
-        if prometheus is not None:
-            children["Prometheus"] = prometheus
+        alertmanager = await _alertmanager(web, directory, parts, say)
+        config = prometheus_config(agents, controller_port, alertmanager)
+        prometheus = await _prometheus(web, directory, parts, config, haste, say)
         say(f"taints      {program} taints list --api-server-url {cluster.url}")
         until = "" if seconds is None else f", or wait {seconds:g} s"
         say(f"Ctrl-C stops everything{until}.")
         if scenario is None:
-            show = _show_fence_after(show, cluster.url, program, say)
-        await _until_end(children, show, seconds)
+            say(f"\nWhat goes wrong, and its alerts; they are held {script.FACTOR} times shorter than in alerts/rules:")
+            say("\n".join(script.timetable(acts)))
+        show = (
+            _show_totals(web, agents[0].address, controller, say) if prometheus is None
+            else _show_queries(web, prometheus, say)
+        )
+        shown = [_show_fence_after(show, cluster.url, program, say) if scenario is None else show]
+        if prometheus is not None:
+            shown.append(_tell_alerts(web, prometheus, cluster.start_monotonic_ns, say))
+        if scenario is None:
+            ports = {script.agent_of(agent.node): agent.port for agent in agents} | {script.CONTROLLER: controller_port}
+            stage = Stage(
+                parts=parts, commands=commands, ports=ports, url=cluster.url, began_ns=cluster.start_monotonic_ns,
+                clock=SystemClock(),
+            )
+            shown.append(stage.play(acts))
+        await _until_end(parts, shown, seconds)
+
+
+async def _alertmanager(web: aiohttp.ClientSession, directory: Path, parts: Parts, say: Say) -> str | None:
+    """Starts Alertmanager where there is one; its address."""
+    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if program is None or shutil.which("prometheus") is None:
+        say("alertmanager  left out, there is none on PATH: `apt-get install prometheus-alertmanager` brings it")
+        return None
+    address = f"127.0.0.1:{free_port(ALERTMANAGER_PORT)}"
+    file = _write(directory, "alertmanager.yml", ROUTES.read_text(encoding="utf-8"))
+    words = (
+        program, f"--config.file={file}", f"--storage.path={directory}/alertmanager", "--cluster.listen-address=",
+        f"--web.listen-address={address}", "--log.level=error",
+    )
+    server = await parts.start("Alertmanager", words)
+    await _ready(web, f"http://{address}/-/ready", server, "Alertmanager")
+    say(f"alertmanager  http://{address}/#/alerts")
+    return address
 
 
 async def _prometheus(
-    stack: contextlib.AsyncExitStack,
-    web: aiohttp.ClientSession,
-    directory: Path,
-    agents: Sequence[Agent],
-    controller_port: int,
-    say: Say,
-) -> tuple[Coroutine[object, object, None], asyncio.subprocess.Process | None]:
-    """Starts Prometheus where there is one; what is to be shown, and its process."""
+    web: aiohttp.ClientSession, directory: Path, parts: Parts, config: str, haste: float, say: Say
+) -> str | None:
+    """Starts Prometheus where there is one; its address."""
     program = shutil.which("prometheus")
     if program is None:
         say("prometheus  left out, there is none on PATH: `make tools` or `apt-get install prometheus` brings it")
-        return _show_totals(web, agents[0].address, f"http://127.0.0.1:{controller_port}", say), None
+        return None
     port = free_port(PROMETHEUS_PORT)
     if port != PROMETHEUS_PORT:
         say(f"port {PROMETHEUS_PORT} is taken: Prometheus listens on {port}")
-    file = _write(directory, "prometheus.yml", prometheus_config(agents, controller_port))
-    server = await stack.enter_async_context(
-        child(
-            program, f"--config.file={file}", f"--storage.tsdb.path={directory}/data",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=error", directory=directory,
-        )
+    file = _write(directory, "prometheus.yml", config)
+    _write(directory, "rules.yml", rules(haste))
+    words = (
+        program, f"--config.file={file}", f"--storage.tsdb.path={directory}/data",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
     )
+    server = await parts.start("Prometheus", words)
     address = f"http://127.0.0.1:{port}"
     await _ready(web, f"{address}/-/ready", server, "Prometheus")
-    say(f"prometheus  {address}/graph")
-    return _show_queries(web, address, say), server
+    say(f"prometheus  {address}/graph  ({address}/alerts shows the alerts)")
+    return address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Does what no scenario of a GPU can: parts of the demo go away, somebody asks for maintenance."""
+
+    parts: Parts
+    commands: Mapping[str, Sequence[str]]  # of each part
+    ports: Mapping[str, int]
+    url: str  # of the API server
+    began_ns: int
+    clock: Clock
+
+    async def play(self, acts: Sequence[script.Act]) -> None:
+        """Plays all acts to their ends."""
+        async with asyncio.TaskGroup() as playing:
+            for act in acts:
+                if act.stops or act.maintenance:
+                    playing.create_task(self._play(act))
+
+    async def _play(self, act: script.Act) -> None:
+        await asyncio.sleep(act.at - (self.clock.monotonic_ns() - self.began_ns) / 1e9)
+        if act.maintenance:
+            await self._maintain(act.node, api_time(self.clock.wall_ns() / 1e9 + _DEADLINE_SECONDS))
+            await asyncio.sleep(act.lasts or 0)
+            await self._maintain(act.node, None)
+            return
+        await self.parts.stop(act.stops)
+        with socket.create_server(("127.0.0.1", self.ports[act.stops])):  # else another process may take the port
+            await asyncio.sleep(act.lasts or 0)
+        await self.parts.start(act.stops, self.commands[act.stops])
+
+    async def _maintain(self, node: str, deadline: str | None) -> None:
+        api = ApiClient(OpenAccess(self.url))
+        try:
+            if deadline is None:
+                now = self.clock.wall_ns() / 1e9
+                await maintenance_command.finish(api, node, author="demo", verified=False, now_wall=now)
+            else:
+                await maintenance_command.start(api, node, reason="new firmware", author="demo", deadline=deadline)
+        finally:
+            await api.close()
+
+
+async def _tell_alerts(web: aiohttp.ClientSession, prometheus: str, began_ns: int, say: Say) -> None:
+    """Says which alerts come to fire, and which no longer do."""
+    firing: set[str] = set()
+    while True:
+        await asyncio.sleep(_TELL_SECONDS)
+        response = await _get(web, f"{prometheus}/api/v1/alerts")
+        if response is None or response.status != 200:
+            continue
+        found = (await response.json())["data"]["alerts"]
+        now = {each["labels"]["alertname"] for each in found if each["state"] == "firing"}
+        after = (SystemClock().monotonic_ns() - began_ns) / 1e9
+        for words, names in (("fires", now - firing), ("resolved", firing - now)):
+            if names:
+                say(f"+{after:3.0f} s  {words:8}  {', '.join(sorted(names))}")
+        firing = now
 
 
 async def _until_end(
-    processes: Mapping[str, asyncio.subprocess.Process],
-    show: Coroutine[object, object, None],
-    seconds: float | None,
+    parts: Parts, shown: Sequence[Coroutine[object, object, None]], seconds: float | None
 ) -> None:
-    """Shows, then waits; raises DemoError as soon as a child ends by itself."""
-    children = {asyncio.create_task(process.wait()): name for name, process in processes.items()}
-    showing = asyncio.create_task(show)
-    pending: set[asyncio.Task[int] | asyncio.Task[None]] = {*children, showing}
+    """Shows everything, then waits; raises DemoError as soon as a part ends by itself."""
+    showing = [asyncio.create_task(each) for each in shown]
+    pending: set[asyncio.Future[tuple[str, int]] | asyncio.Task[None]] = {parts.ended, *showing}
     try:
         async with asyncio.timeout(seconds):
             while True:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task, name in children.items():
+                if parts.ended in done:
+                    name, status = parts.ended.result()
+                    raise DemoError(f"{name} ended by itself with status {status}: it says why above")
+                for task in showing:
                     if task in done:
-                        raise DemoError(f"{name} ended by itself with status {task.result()}: it says why above")
-                if showing in done:
-                    showing.result()
+                        task.result()
     except TimeoutError:
         return
     finally:
-        for each in (*children, showing):
-            each.cancel()
-        await asyncio.gather(*children, showing, return_exceptions=True)
+        for task in showing:
+            task.cancel()
+        await asyncio.gather(*showing, return_exceptions=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from claimscope.claims.selectors import Selectors
@@ -41,15 +42,13 @@ class SimulatedCluster:
         *,
         clock: Clock,
         port: int = 0,
-        scenario: Scenario | None = None,
+        scenarios: Mapping[str, Scenario] = MappingProxyType({}),
     ) -> AsyncIterator[SimulatedCluster]:
-        """Runs a cluster until the context ends. `scenario` is played on the first node.
+        """Runs a cluster until the context ends. `scenarios` are played on the nodes of their names.
 
         Raises ValueError and ScenarioError as `node_world` does, and SchedulerCannotDecideError without CEL.
         """
-        worlds = [
-            node_world(profile, name, scenario if place == 0 else None) for place, (name, profile) in enumerate(nodes)
-        ]
+        worlds = [node_world(profile, name, scenarios.get(name)) for name, profile in nodes]
         began_ns, wall_ns = clock.monotonic_ns(), clock.wall_ns()
         selectors = Selectors.in_process()
         try:

@@ -78,7 +78,8 @@ def gpu_states(history: History, gpu: int, t_seconds: float) -> list[EntityState
 
 def _memory(timeline: Timeline, leaf: Leaf, stretch: Stretch) -> int:
     """Bytes that programs hold on a device."""
-    part = min(0.95, sum(WORKLOADS[name].memory for name in stretch.workloads))
+    parts = [WORKLOADS[name].memory for name in stretch.workloads]
+    part = min(max([0.95, *parts]), sum(parts))
     if leaf.place == WHOLE:
         total = timeline.profile.memory_mebibytes - timeline.profile.reserved_mebibytes
     else:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 _PREFIX = "claimscope-demo-"
@@ -82,3 +82,40 @@ async def child(program: str, *arguments: str, directory: Path) -> AsyncIterator
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+class Parts:
+    """Processes by name that may be stopped and started again; `ended` is the first that ends by itself."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ended: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        self._directory = directory
+        self._running: dict[str, contextlib.AsyncExitStack] = {}
+        self._watching: set[asyncio.Task[None]] = set()
+
+    async def start(self, name: str, command: Sequence[str]) -> asyncio.subprocess.Process:
+        """Starts a process that does not run."""
+        stack = contextlib.AsyncExitStack()
+        process = await stack.enter_async_context(child(*command, directory=self._directory))
+        self._running[name] = stack
+        watching = asyncio.create_task(self._watch(name, stack, process))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
+        return process
+
+    async def stop(self, name: str) -> None:
+        """Stops a process that runs."""
+        await self._running.pop(name).aclose()
+
+    async def stop_all(self) -> None:
+        """Stops whatever runs, the last one first."""
+        for name in reversed(tuple(self._running)):
+            await self.stop(name)
+        await asyncio.gather(*self._watching)
+
+    async def _watch(
+        self, name: str, stack: contextlib.AsyncExitStack, process: asyncio.subprocess.Process
+    ) -> None:
+        status = await process.wait()
+        if self._running.get(name) is stack and not self.ended.done():
+            self.ended.set_result((name, status))

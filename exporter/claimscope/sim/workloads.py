@@ -141,6 +141,7 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
             Workload(name="training", period=12, memory=0.82, activity=_training),
             Workload(name="inference", period=300, memory=0.55, activity=_inference),
             Workload(name="data_starved", period=20, memory=0.45, activity=_data_starved),
+            Workload(name="crowded", period=300, memory=0.99, activity=_inference),
             Workload(name="idle", period=1, memory=0.05, activity=_idle),
         )
     }
