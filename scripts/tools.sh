@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings a C compiler, Prometheus (with promtool) and Alertmanager (with amtool), through apt where that is allowed.
+# Brings a C compiler, Prometheus (with promtool), Alertmanager (with amtool) and openssl, through apt where that is
+# allowed.
 # What cannot be had is said in one line each; with CLAIMSCOPE_REQUIRE_TOOLS=1 that is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,4 +33,6 @@ if ! command -v amtool >/dev/null; then
     fi
 fi
 command -v amtool >/dev/null || missing "no Alertmanager, so its example is not checked: install prometheus-alertmanager"
+command -v openssl >/dev/null || scripts/apt.sh openssl || true
+command -v openssl >/dev/null || missing "no openssl, so TLS is not tested: install openssl"
 exit "$status"
