@@ -62,6 +62,7 @@ unless on ({NODE})
             thresholds={"seconds": 1200},
             severity="warning",
             owner="platform",
+            not_in_demo="agents are heard of once a minute, and none is away in the demo for long enough to tell",
             summary="An agent has stopped its heartbeat.",
             description=f"{_AGENT} was last heard by the controller {{{{ humanizeDuration $value }}}} ago.",
         ),

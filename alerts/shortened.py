@@ -28,7 +28,6 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 THRESHOLDS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
     {
         "DRADeviceXid": {"seconds": 60},
-        "DRAAgentSilent": {"seconds": 60},
         "DRADeviceClassBacklog": {"claims": 3},
     }
 )

@@ -136,7 +136,7 @@ SCRIPT: Final = (
     ),
     Act(
         at=240, lasts=80, words="the agent of demo-node-1 is away",
-        alerts=("DRAAgentDown", "DRAAgentSilent"), stops=agent_of(FIRST),
+        alerts=("DRAAgentDown",), stops=agent_of(FIRST),
     ),
 )  # fmt: skip
 
