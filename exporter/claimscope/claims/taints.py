@@ -167,7 +167,7 @@ class _Book:
     claim: Key
     witnessed: bool  # allocated while violations are counted; else what was wrong before stays uncounted
     standing: frozenset[tuple[_Result, str]] = frozenset()
-    unjudged: frozenset[_Result] = frozenset()
+    unjudged: tuple[_Result, ...] = ()  # a set of one would weigh four times as much
 
 
 class Violations:
@@ -232,7 +232,7 @@ class Violations:
         if uid in self._books and before is not None and holdings_of(before) == holdings:
             return
         book = self._books[uid] = _Book(claim=key_of(after), witnessed=not change.listed)
-        book.unjudged = frozenset(map(_result, holdings))
+        book.unjudged = tuple(map(_result, holdings))
         for held in holdings:
             taints = tuple(self._taints(held.device, cluster))
             self._judge_taints(book, after, held, taints, cluster, just_allocated=not change.listed)
@@ -319,7 +319,7 @@ class Violations:
             elif verdict is Verdict.NO_MATCH:
                 self._enter(book, key, claim, held, counts=book.witnessed or result not in book.unjudged)
             if verdict in (Verdict.MATCH, Verdict.NO_MATCH):
-                book.unjudged = _without(book.unjudged, result)
+                book.unjudged = tuple(each for each in book.unjudged if each != result)
             elif verdict is Verdict.UNKNOWN:
                 settled = False
         if not settled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 from claimscope.metrics.spec import Family, Type, Unit
@@ -154,8 +155,14 @@ _ROWS = (
 FAMILIES: Mapping[str, Family] = MappingProxyType({row.name: row for row in _ROWS})
 
 
+@lru_cache(maxsize=4096)
+def _pair(name: str, value: str) -> tuple[str, str]:
+    """One object for what neighbouring samples share: driver, class, pool and state of 10,000 pools."""
+    return name, value
+
+
 def _labels(family: Family, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    return tuple(zip(family.labels, values, strict=True))
+    return tuple([_pair(name, value) for name, value in zip(family.labels, values, strict=True)])
 
 
 def sample(name: str, value: float, *label_values: str, start_ns: int | None = None) -> Sample:

@@ -46,8 +46,8 @@ class Inventory:
         self._pools: dict[PoolKey, tuple[Site, ...]] = {}
         self._complete: set[PoolKey] = set()
         self._at: dict[DeviceKey, Site] = {}
-        self._sites: dict[str, dict[DeviceKey, Site]] = {}
-        self._parts: dict[str, dict[DeviceKey, Site]] = {}
+        self._sites: dict[str, tuple[Site, ...]] = {}  # by uuid; tuples, since nearly all hold one of 80,000
+        self._parts: dict[str, tuple[Site, ...]] = {}  # by uuid of the GPU
         self._gpus: dict[str, dict[str, int]] = {}  # node -> GPU -> devices that are it or a part of it
 
     def follow(self, cluster: Cluster) -> None:
@@ -74,18 +74,19 @@ class Inventory:
 
     def _add(self, site: Site) -> None:
         self._at[site.device] = site
-        self._sites.setdefault(site.uuid, {})[site.device] = site
+        self._sites[site.uuid] = (*self._sites.get(site.uuid, ()), site)
         if site.parent:
-            self._parts.setdefault(site.parent, {})[site.device] = site
+            self._parts[site.parent] = (*self._parts.get(site.parent, ()), site)
         gpus = self._gpus.setdefault(site.node, {})
         gpus[site.gpu] = gpus.get(site.gpu, 0) + 1
 
     def _remove(self, site: Site) -> None:
         self._at.pop(site.device, None)
         for index, uuid in ((self._sites, site.uuid), (self._parts, site.parent)):
-            found = index.get(uuid, {})
-            found.pop(site.device, None)
-            if not found:
+            left = tuple(each for each in index.get(uuid, ()) if each.device != site.device)
+            if left:
+                index[uuid] = left
+            else:
                 index.pop(uuid, None)
         gpus = self._gpus[site.node]
         gpus[site.gpu] -= 1
@@ -101,7 +102,7 @@ class Inventory:
     def sites(self, uuid: str, node: str) -> list[Site]:
         """The devices of a node that a uuid means: itself, and each MIG device cut from it; one of each identity."""
         found: dict[str, Site] = {}
-        for device in sorted({**self._sites.get(uuid, {}), **self._parts.get(uuid, {})}):
+        for device in sorted({site.device for site in self._meant(uuid)}):
             site = self._at[device]
             if site.node in ("", node):
                 found.setdefault(site.identity, site)
@@ -109,8 +110,11 @@ class Inventory:
 
     def nodes_of(self, uuid: str) -> list[str]:
         """The nodes that publish a uuid, or parts of it; one, unless something is wrong."""
-        sites = {**self._sites.get(uuid, {}), **self._parts.get(uuid, {})}
-        return sorted({site.node for site in sites.values()})
+        return sorted({site.node for site in self._meant(uuid)})
+
+    def _meant(self, uuid: str) -> Iterator[Site]:
+        yield from self._sites.get(uuid, ())
+        yield from self._parts.get(uuid, ())
 
     def complete(self, pool: PoolKey) -> bool:
         """Whether all of a pool is published, so that what is not in it is not there."""
