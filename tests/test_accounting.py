@@ -79,6 +79,22 @@ def test_an_exclusive_holder_gets_everything_and_nothing_from_before() -> None:
     assert rest(driver.ledger, GPU) == {"allocated_seconds": 0.0, "energy": 0.0, "busy": 0.0}
 
 
+def test_what_a_counter_had_before_it_was_followed_is_known_and_outlives_the_agent() -> None:
+    driver = Driver()
+    driver.observe(window(GPU, 0, 1, energy=5e9, busy=0.2))  # years of joules
+    driver.observe(window(GPU, 1, 2, energy=5e9 + 700, busy=0.9))
+
+    def began() -> tuple[float, float, int]:
+        total = driver.ledger.totals()[GPU]["energy"]
+        return total.start_value, total.value, total.start_wall_ns
+
+    assert began() == (5e9, 5e9 + 700, WALL + S)
+    assert driver.ledger.totals()[GPU]["busy"].start_value == 0.0  # counted by the sampler, from its beginning on
+    driver.restart(saved=2, now=12)
+    driver.observe(window(GPU, 12, 13, session=12, energy=5e9 + 900))
+    assert began() == (5e9, 5e9 + 900, WALL + S)
+
+
 def test_the_poll_in_which_the_holder_changed_is_nobodys() -> None:
     driver = Driver()
     driver.hold(0, exclusive(A, GPU))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from claimscope.config import Config, build, from_file
 from claimscope.export.dcgm import document
 from claimscope.export.dcgm.collect import DcgmCollector
+from claimscope.export.dcgm.events import CHECKS
 from claimscope.export.dcgm.rates import Rates
+from claimscope.export.dcgm.recent import RecentEvents
 from claimscope.export.dcgm.rows import rows
+from claimscope.health.rules import RULES
 from claimscope.metrics.tables import QUANTITIES
-from claimscope.model import Hold, Holder, PodRef, Snapshot, Window, XidCount
+from claimscope.model import Event, Hold, Holder, PodRef, Recent, Sample, Snapshot, Window, XidCount
 from claimscope.nvml.inventory import nvlink_peers
 from dcgm_data import FULL_RATES, GPU_0, GPU_1, WALL, claim, device, full, lines, mig, page, snapshot, window
 
@@ -77,7 +81,7 @@ def test_a_claimed_mig_device_has_the_labels_of_dcgm_exporter_pull_532() -> None
     pod = PodRef(namespace="gpu-test4", pod="pod-56dbf5cf44-xnfk5", container="ctr0")
     node = snapshot(
         device(uuid, pci_bus_id="0009:01:00.0", model="NVIDIA GH200 96GB HBM3", mig_enabled=True),
-        mig(part, "1g.12gb", 7, parent=uuid), windows=(window(uuid), window(part, {"memory_used": 3 << 20})),
+        mig(part, "1g.12gb", 7, parent=uuid), windows=(window(uuid, {"vgpu_licensed": 0.0}), window(part)),
         holds=(Hold(
             holder=Holder(
                 source="claim", namespace="gpu-test4", name="pod-56dbf5cf44-xnfk5-mig-devices-rxspm", uid="c0ffee"
@@ -94,11 +98,11 @@ def test_a_claimed_mig_device_has_the_labels_of_dcgm_exporter_pull_532() -> None
         'dra_pool_name="sc-starwars-mab9-b00",namespace="gpu-test4",pod="pod-56dbf5cf44-xnfk5"} 0'
     )
 
-    (line,) = lines(node, "DCGM_FI_DEV_FB_USED")
+    (line,) = lines(node, "DCGM_FI_DEV_VGPU_LICENSE_STATUS")
     # That release shows the claim on the GPU's series; since 4.8.3 it is on the instance's, as here.
     assert without(line, "GPU_I_PROFILE", "GPU_I_ID", "resourceclaim") == labels(theirs)
     assert dict(labels(line))["resourceclaim"] == "pod-56dbf5cf44-xnfk5-mig-devices-rxspm"
-    assert line.endswith("} 3")
+    assert line.endswith("} 0")
 
 
 def test_the_last_xid_is_a_gauge_with_its_code_and_words() -> None:
@@ -215,7 +219,7 @@ def test_what_a_mig_device_measures_itself_is_not_taken_from_its_gpu() -> None:
 
 # ---- families ------------------------------------------------------------------------------------------------------
 
-DEFAULTS = [  # without DCGM_FI_DEV_VGPU_LICENSE_STATUS, for which nothing is read
+DEFAULTS = [
     "DCGM_FI_DEV_SM_CLOCK",
     "DCGM_FI_DEV_MEM_CLOCK",
     "DCGM_FI_DEV_MEMORY_TEMP",
@@ -232,6 +236,7 @@ DEFAULTS = [  # without DCGM_FI_DEV_VGPU_LICENSE_STATUS, for which nothing is re
     "DCGM_FI_DEV_FB_USED",
     "DCGM_FI_DEV_FB_RESERVED",
     "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
+    "DCGM_FI_DEV_VGPU_LICENSE_STATUS",
     "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
     "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS",
     "DCGM_FI_DEV_ROW_REMAP_FAILURE",
@@ -294,8 +299,134 @@ def test_every_field_of_the_metric_tables_is_served_once() -> None:
 
     assert len(made) > 100
     assert len(set(names)) == len(names)
-    shown = page(snapshot(device(), windows=(full(GPU_0),), rates={GPU_0: FULL_RATES}), families="all", names="both")
+    shown = page(_everything(), families="all", names="both")
     assert {line.split("{")[0] for line in shown if not line.startswith("#")} == set(names)
+
+
+def _everything() -> Snapshot:
+    made = full(GPU_0)
+    links = {f"nvlink_link_{way}_bytes/1": 5.0 for way in ("transmit", "receive")}
+    return snapshot(
+        device(), windows=(dataclasses.replace(made, raw={**made.raw, **links}),), rates={GPU_0: FULL_RATES},
+        recent={GPU_0: Recent(xids={42: 1}, clock_events={"gpu_idle": 3}, clock_events_begun={"gpu_idle": 1})},
+        xids=(XidCount(entity=GPU_0, xid=42, count=7, last_wall_ns=WALL),), health=_judged(),
+    )  # fmt: skip
+
+
+def _judged(*findings: tuple[str, str]) -> tuple[Sample, ...]:
+    identity = (("uuid", GPU_0), ("gpu", "0"))
+    return (
+        Sample(family="gpu_health", labels=(*identity, ("state", "ok")), value=0.0),
+        *(
+            Sample(
+                family="gpu_health_finding_info", value=1.0,
+                labels=(*identity, ("rule", rule), ("severity", severity), ("state", "active")),
+            )
+            for rule, severity in findings
+        ),
+    )  # fmt: skip
+
+
+# ---- families of dcgm-exporter's own ------------------------------------------------------------------------------
+
+IDENTITY = (
+    'gpu="0",UUID="GPU-00000000-0000-0000-0000-000000000000",pci_bus_id="00000000:18:00.0",device="nvidia0",'
+    'modelName="NVIDIA H100 80GB HBM3",hostname="n1",DCGM_FI_DRIVER_VERSION="580"'
+)
+
+
+def of_their_own(node: Snapshot, family: str) -> list[str]:
+    return lines(node, family, families="all", hostname_label="hostname")
+
+
+def test_xids_are_counted_in_a_window_and_in_all() -> None:
+    xids = (
+        XidCount(entity=GPU_0, xid=42, count=7, last_wall_ns=WALL),
+        XidCount(entity=GPU_0, xid=79, count=0, last_wall_ns=0),  # never seen
+    )
+    node = snapshot(
+        device(), windows=(window(GPU_0),), driver="580", xids=xids, recent={GPU_0: Recent(xids={42: 1})}
+    )
+
+    assert of_their_own(node, "DCGM_EXP_XID_ERRORS_COUNT") == [
+        f'DCGM_EXP_XID_ERRORS_COUNT{{{IDENTITY},window_size_in_ms="300000",xid="42"}} 1'
+    ]
+    assert of_their_own(node, "DCGM_EXP_XID_ERRORS_TOTAL") == [f'DCGM_EXP_XID_ERRORS_TOTAL{{{IDENTITY},xid="42"}} 7']
+    quiet = snapshot(device(), windows=(window(GPU_0),), driver="580")
+    assert of_their_own(quiet, "DCGM_EXP_XID_ERRORS_COUNT") == [
+        f'DCGM_EXP_XID_ERRORS_COUNT{{{IDENTITY},window_size_in_ms="300000"}} 0'
+    ]
+    assert of_their_own(quiet, "DCGM_EXP_XID_ERRORS_TOTAL") == []
+
+
+def test_clock_events_have_dcgms_words() -> None:
+    recent = Recent(clock_events={"power_cap": 20, "sw_thermal": 3}, clock_events_begun={"sw_thermal": 2})
+    node = snapshot(device(), windows=(window(GPU_0),), driver="580", recent={GPU_0: recent})
+
+    assert of_their_own(node, "DCGM_EXP_CLOCK_EVENTS_COUNT") == [
+        f'DCGM_EXP_CLOCK_EVENTS_COUNT{{{IDENTITY},clock_event="power_cap",window_size_in_ms="300000"}} 20',
+        f'DCGM_EXP_CLOCK_EVENTS_COUNT{{{IDENTITY},clock_event="sw_thermal",window_size_in_ms="300000"}} 3',
+    ]
+    assert of_their_own(node, "DCGM_EXP_CLOCK_EVENTS_TOTAL") == [
+        f'DCGM_EXP_CLOCK_EVENTS_TOTAL{{{IDENTITY},clock_event="sw_thermal"}} 2'
+    ]
+    silent = snapshot(device(), windows=(window(GPU_0),))  # a GPU that does not say why its clocks are low
+    assert of_their_own(silent, "DCGM_EXP_CLOCK_EVENTS_COUNT") == []
+
+
+def test_health_has_the_worst_finding_of_each_watch_that_somebody_looks_at() -> None:
+    found = (("row_remap_pending", "degraded"), ("row_remap_failure", "unhealthy"), ("xid_degraded", "degraded"))
+    node = snapshot(device(), windows=(window(GPU_0),), driver="580", health=_judged(*found))
+
+    passed = f'DCGM_EXP_GPU_HEALTH_STATUS{{{IDENTITY},health_error_code="DCGM_FR_OK",health_watch='
+    assert of_their_own(node, "DCGM_EXP_GPU_HEALTH_STATUS") == [
+        passed + '"PCIE"} 0',
+        passed + '"NVLINK"} 0',
+        f'DCGM_EXP_GPU_HEALTH_STATUS{{{IDENTITY},health_error_code="DCGM_FR_ROW_REMAP_FAILURE",health_watch="MEM"}} 20',
+        passed + '"THERMAL"} 0',
+        passed + '"POWER"} 0',
+    ]
+    unjudged = snapshot(device(), windows=(window(GPU_0),))
+    assert of_their_own(unjudged, "DCGM_EXP_GPU_HEALTH_STATUS") == []
+
+
+def test_every_rule_that_dcgm_has_a_code_for_is_one_of_ours() -> None:
+    assert set(CHECKS) <= {rule.key for rule in RULES}
+
+
+def test_a_line_of_a_link_is_spelled_as_there() -> None:
+    node = snapshot(
+        device(), windows=(window(GPU_0, raw={"nvlink_link_transmit_bytes/1": 1.0, "nvlink_transmit_bytes": 9.0}),),
+        driver=None, holds=(claim("train", GPU_0, "a"),),
+    )  # fmt: skip
+
+    begin = (
+        f'DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES{{nvlink="1",gpu="0",gpu_uuid="{GPU_0}",pci_bus_id="00000000:18:00.0",'
+        'device="nvidia0",model_name="NVIDIA H100 80GB HBM3",hostname="n1"'
+    )
+    (line,) = of_their_own(node, "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES")
+    assert line.startswith(begin + ",")
+    assert line.endswith("} 1")
+    assert dict(labels(line))["resourceclaim"] == "train"
+    unheld = dataclasses.replace(node, holds=())
+    assert of_their_own(unheld, "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES") == [begin + "} 1"]
+    assert of_their_own(node, "DCGM_FI_DEV_NVLINK_COUNT_RX_BYTES") == []
+
+
+def test_the_window_slides_and_a_reason_that_held_at_the_first_look_did_not_begin() -> None:
+    recent = RecentEvents()
+    for second, thermal in ((1, 1.0), (2, 0.0), (3, 1.0), (4, 1.0)):
+        recent.observe(window(GPU_0, {"clock_event_sw_thermal": thermal}, end=float(second)))
+    recent.event(Event(entity=GPU_0, kind="xid", code=79, wall_ns=WALL), 2_000_000_000)
+    recent.event(Event(entity=GPU_0, kind="mig_config_change", code=1, wall_ns=WALL), 2_000_000_000)
+
+    def at(second: float) -> Recent:
+        return recent.view({GPU_0}, round(second * 1e9))[GPU_0]
+
+    assert at(4) == Recent(xids={79: 1}, clock_events={"sw_thermal": 3}, clock_events_begun={"sw_thermal": 1})
+    assert at(303.5) == Recent(xids={}, clock_events={"sw_thermal": 1}, clock_events_begun={"sw_thermal": 1})
+    assert at(305) == Recent(xids={}, clock_events={}, clock_events_begun={"sw_thermal": 1})
+    assert recent.view((), 0) == {}
 
 
 def test_names_of_dcgm_46_are_a_choice() -> None:

@@ -150,6 +150,44 @@ async def test_published_queries_find_their_data(prometheus: str, tmp_path: Path
             assert [value for _, value in await _ask(asker, address, query)] == [expected], query
 
 
+async def test_the_queries_of_a_fleet_find_their_data_on_a_simulated_node(
+    prometheus: str, cc: str, tmp_path: Path
+) -> None:
+    """Pairs of GPUs with an NVLink bridge: behind an NVSwitch no pair is known."""
+    del cc
+    train = 'resourceclaim="train-llm-gpu-0"'
+    queries = (
+        f'avg by (resourceclaim, namespace) (DCGM_FI_DEV_GPU_UTIL{{{train}}}) > 0',
+        f"DCGM_FI_DEV_FB_USED{{{train}}} > 0",
+        f"DCGM_FI_DEV_FB_RESERVED{{{train}}} > 0",
+        f'DCGM_FI_PROF_NVLINK_TX_BYTES{{{train},gpu_pair="0-1"}} > 0',
+        EFFICIENCY,
+        'DCGM_FI_DEV_VGPU_LICENSE_STATUS{gpu="3"}',
+        'DCGM_EXP_XID_ERRORS_COUNT{gpu="3",window_size_in_ms="300000"}',
+        'DCGM_EXP_CLOCK_EVENTS_COUNT{gpu="3",window_size_in_ms="300000"}',
+        'DCGM_EXP_GPU_HEALTH_STATUS{gpu="3",health_watch="NVLINK",health_error_code="DCGM_FR_OK"}',
+        'rate(DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES{gpu="0",nvlink="11"}[1m]) > 0',
+    )
+    kube = web.Application()
+    kube.add_routes([web.get("/metrics", _kube_state_metrics)])
+    arguments = ("--simulate", "a100x4-bridge", "--compat-dcgm", "all", "--collectors", "nvlink-per-link")
+    with Agent(tmp_path / "agent", *arguments) as agent:
+        await asyncio.to_thread(agent.wait_served)
+        async with (
+            _served(kube) as kube_target,
+            _prometheus(prometheus, tmp_path, agent.url.removeprefix("http://"), kube_target) as address,
+            aiohttp.ClientSession() as asker,
+        ):
+            await _until_scraped(asker, address, 2)
+            empty = list(queries)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(40):  # links are read every ten seconds, and a rate needs two readings
+                    while empty:
+                        empty = [query for query in empty if not await _ask(asker, address, query)]
+                        await asyncio.sleep(0.1)
+            assert empty == []
+
+
 @pytest.mark.parametrize("hostname_label", ["Hostname", "hostname"])
 def test_panels_of_either_spelling_of_the_host_name_have_their_label(hostname_label: str) -> None:
     collector = DcgmCollector(QUANTITIES, hostname_label=hostname_label)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def test_xids_of_an_application_raise_nothing(code: int, cc: str) -> None:
         assert node.run(20 * MINUTES).findings() == set()
 
 
-@pytest.mark.parametrize("profile", ["h100x8", "a100x8-mig", "b200x8", "l40sx4"])
+@pytest.mark.parametrize("profile", ["h100x8", "a100x8-mig", "b200x8", "l40sx4", "a100x4-bridge"])
 def test_hours_of_a_healthy_node_raise_nothing(profile: str, cc: str) -> None:
     with stretched_node(profile, window_seconds=15.0) as node:
         assert node.run(2 * 3600.0).findings() == set()

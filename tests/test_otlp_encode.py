@@ -183,6 +183,45 @@ def test_no_sum_begins_after_its_point_also_where_the_clock_is_set_back() -> Non
     assert (end.flags, end.start_time_unix_nano, end.time_unix_nano) == (1, 3_000, 3_000)
 
 
+def test_a_counter_that_was_there_before_us_begins_with_a_point_of_no_duration() -> None:
+    def energy(value: float, start_ns: int, start_value: float) -> Sample:
+        return Sample(
+            family="gpu_energy_joules_total", labels=GPU, value=value, start_ns=start_ns, start_value=start_value
+        )
+
+    def points(into: Encoder, wall_ns: int, *samples: Sample) -> list[tuple[int, int, float]]:
+        metric = push(into, wall_ns, *samples)["hw.energy"]
+        return [(p.start_time_unix_nano, p.time_unix_nano, p.as_double) for p in metric.sum.data_points]
+
+    began = BEGAN + 1_000
+    into = encoder()
+    assert points(into, BEGAN + 9_000, energy(5e9 + 700, began, 5e9)) == [
+        (began, began, 5e9), (began, BEGAN + 9_000, 5e9 + 700),
+    ]  # fmt: skip
+    assert points(into, BEGAN + 10_000, energy(5e9 + 800, began, 5e9)) == [(began, BEGAN + 10_000, 5e9 + 800)]
+    # Another board's counter in its place, after five minutes without the device.
+    anew = BEGAN + 10_500
+    assert points(into, BEGAN + 11_000, energy(3e9 + 1, anew, 3e9)) == [
+        (anew, anew, 3e9), (anew, BEGAN + 11_000, 3e9 + 1),
+    ]  # fmt: skip
+    # First seen at the moment of the push: one point says both.
+    assert points(encoder(), began, energy(5e9, began, 5e9)) == [(began, began, 5e9)]
+    # Before this process: the one before has said it, and what begins at 0 needs no such point.
+    assert points(encoder(), BEGAN + 9_000, energy(5e9 + 700, BEGAN - 1, 5e9)) == [
+        (BEGAN - 1, BEGAN + 9_000, 5e9 + 700)
+    ]
+    assert points(encoder(), BEGAN + 9_000, energy(700, began, 0.0)) == [(began, BEGAN + 9_000, 700)]
+
+
+def test_a_device_whose_facts_are_away_for_a_push_is_the_same_stream() -> None:
+    facts, xids = info(model="NVIDIA H100", serial="1"), sample("gpu_xid_errors_total", (*GPU, ("xid", "79")), 1)
+    into = encoder()
+
+    for wall_ns, samples in ((2_000_000_000, (facts, xids)), (3_000_000_000, (xids,)), (4_000_000_000, (facts, xids))):
+        points = push(into, wall_ns, *samples)["hw.errors"].sum.data_points
+        assert [(point.time_unix_nano, point.flags, point.as_double) for point in points] == [(wall_ns, 0, 1.0)]
+
+
 def test_a_new_start_of_a_sum_is_told() -> None:
     into = encoder()
     push(into, 2_000, sample("gpu_energy_joules_total", GPU, 100.0, start_ns=10))

@@ -214,6 +214,74 @@ async def test_a_collector_that_does_not_answer(protocol: str) -> None:
     assert outcome.verdict is Verdict.RETRY
 
 
+@contextlib.asynccontextmanager
+async def _forgetful(port: int) -> AsyncIterator[tuple[int, list[bool]]]:
+    """A way to a port whose connections are passed on while they are True and swallow everything from when they are
+    not, as where a node in between has forgotten them."""
+    alive: list[bool] = []
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65_536):
+                    if alive[number]:
+                        writer.write(data)
+                        await writer.drain()
+        finally:
+            writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(alive)
+        alive.append(True)
+        back, forth = await asyncio.open_connection("127.0.0.1", port)
+        for ends in ((reader, forth), (back, writer)):
+            task = asyncio.create_task(pump(number, *ends))
+            pumps.add(task)
+            task.add_done_callback(pumps.discard)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], alive
+    finally:
+        server.close()
+        ended = list(pumps)
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        await server.wait_closed()
+
+
+async def test_a_connection_that_died_in_silence_is_left_after_one_attempt(protocol: str) -> None:
+    async with served(protocol) as collector, _forgetful(collector.port) as (port, alive):
+        transport = open_transport(settings(protocol, port, timeout_seconds=1.0))
+        body = transport.pack(batch().body)
+        try:
+            first = await transport.send(body)
+            alive[0] = False
+            second, third = await transport.send(body), await transport.send(body)
+        finally:
+            await transport.close()
+
+    assert [first.verdict, second.verdict, third.verdict] == [Verdict.TAKEN, Verdict.RETRY, Verdict.TAKEN]
+    assert len(alive) == 2
+
+
+async def test_calls_beside_and_after_one_that_is_given_up_are_answered() -> None:
+    async with served(GRPC, Answer(silent=True)) as collector:
+        transport = open_transport(settings(GRPC, collector.port, timeout_seconds=0.5))
+        try:
+            given_up = asyncio.create_task(transport.send(batch().body))
+            await collector.until(lambda: collector.attempts == 1)
+            beside = await transport.send(batch().body)
+            late = await given_up
+            after = await transport.send(batch().body)
+        finally:
+            await transport.close()
+
+    assert [beside.verdict, late.verdict, after.verdict] == [Verdict.TAKEN, Verdict.RETRY, Verdict.TAKEN]
+
+
 async def test_a_collector_that_is_not_there(protocol: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -201,8 +201,33 @@ def test_what_turns_a_push_off_that_was_asked_for_is_said(caplog: pytest.LogCapt
 def test_headers_that_grpc_keeps_for_itself_are_refused(key: str) -> None:
     text = refused("http://c:4317", protocol="grpc", **{BASE + "HEADERS": f"{key}=secret"})
 
-    assert text.startswith(f"environment variable OTEL_EXPORTER_OTLP_HEADERS: '{key}' is ")
+    assert text.startswith("environment variable OTEL_EXPORTER_OTLP_HEADERS: entry 1")
     assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("headers", "entry"),
+    [
+        ("Authorization: Basic c2VjcmV0==", 1),  # a colon: all is key up to the padding
+        ("a=b,Bearer secret=", 2),
+        ("a=b,,api-key:secret=x", 3),  # an empty entry is counted as well
+        ("x-token=abc,secret more=1", 2),
+        ("sec%0Aret=secret", 1),
+        ("x=secret%0A", 1),
+        ("secret", 1),
+        ("x=secret%C3%A9", 1),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_no_message_shows_anything_of_a_header_that_is_not_understood(
+    headers: str, entry: int, protocol: str
+) -> None:
+    text = refused("http://c:4317", protocol=protocol, **{BASE + "HEADERS": headers})
+
+    assert text.startswith(f"environment variable OTEL_EXPORTER_OTLP_HEADERS: entry {entry} ")
+    assert not {"secret", "c2v", "basic", "bearer", "api-key", "ret"} & set(text.lower().replace("`", " ").split())
+    assert "c2vjcmv0" not in text.lower()
+    assert "secret" not in text.lower()
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

@@ -222,7 +222,7 @@ def test_a_missing_scenario_file(tmp_path: Path) -> None:
 
 def test_an_unknown_profile() -> None:
     with pytest.raises(
-        ValueError, match="no simulated profile 'h200x8'; there are: h100x8, a100x8-mig, b200x8, l40sx4"
+        ValueError, match="no simulated profile 'h200x8'; there are: h100x8, a100x8-mig, b200x8, l40sx4, a100x4-bridge"
     ):
         make_world("h200x8")
 

@@ -161,6 +161,7 @@ class Sample:
     labels: tuple[tuple[str, str], ...]
     value: float
     start_ns: int | None = None  # Unix time at which a counter began; None for gauges and where it is not known
+    start_value: float = 0.0  # what a counter showed at start_ns: above 0 where it had counted before, unseen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +182,7 @@ class Total:
 
     value: float
     start_wall_ns: int
+    start_value: float = 0.0  # at start_wall_ns: above 0 for a driver's counter that was there before it was followed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,15 @@ class XidCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """What befell one entity in the last minutes, and since the agent began; for DCGM's names only."""
+
+    xids: Mapping[int, int] = field(default_factory=dict)  # XID -> times
+    clock_events: Mapping[str, int] = field(default_factory=dict)  # reason -> windows at whose end it held
+    clock_events_begun: Mapping[str, int] = field(default_factory=dict)  # reason -> times, since the agent began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything an exporter shows, at one moment; immutable, published by one reference assignment."""
 
@@ -219,6 +230,7 @@ class Snapshot:
     totals: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)  # entity -> reading key -> device total
     extremes: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)  # last full minute
     rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # counters per second, for DCGM's names only
+    recent: Mapping[str, Recent] = field(default_factory=dict)  # by entity, for DCGM's names only
     unattributed: Mapping[str, Mapping[str, Total]] = field(default_factory=dict)
     accounts: tuple[Account, ...] = ()
     holds: tuple[Hold, ...] = ()

@@ -35,6 +35,7 @@ class SumState(msgspec.Struct, frozen=True, kw_only=True):
 
     value: Amount
     start_wall_ns: int
+    start_value: Amount = 0.0  # at start_wall_ns
 
 
 class CounterState(msgspec.Struct, frozen=True, kw_only=True):

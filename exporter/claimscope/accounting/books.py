@@ -70,10 +70,11 @@ class Sum:
 
     value: float
     start_wall_ns: int
+    start_value: float = 0.0  # at start_wall_ns: what was counted before that is in `value`, and in no rise
 
     def total(self) -> Total:
         """As it is shown."""
-        return Total(value=self.value, start_wall_ns=self.start_wall_ns)
+        return Total(value=self.value, start_wall_ns=self.start_wall_ns, start_value=self.start_value)
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def follow_counters(device: Device, window: Window, plans: Plans, deltas: dict[i
         known = device.counters.get(key)
         standing = value
         if known is None:  # what was before belongs to the device, and to nobody's account
-            device.totals[key] = Sum(value, window.end_wall_ns)
+            device.totals[key] = Sum(value, window.end_wall_ns, value)
             start_ns, delta = window.start_ns, 0.0
         else:
             start_ns = known[1]

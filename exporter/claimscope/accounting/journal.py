@@ -118,11 +118,14 @@ def restored_presence(saved: DeviceState, books: Sequence[Book]) -> Presence | N
 
 def restored_sums(saved: Mapping[str, SumState]) -> dict[str, Sum]:
     """Sums by reading key again."""
-    return {key: Sum(s.value, s.start_wall_ns) for key, s in saved.items()}
+    return {key: Sum(s.value, s.start_wall_ns, s.start_value) for key, s in saved.items()}
 
 
 def _sums(sums: Mapping[str, Sum]) -> dict[str, SumState]:
-    return {key: SumState(value=s.value, start_wall_ns=s.start_wall_ns) for key, s in sums.items()}
+    return {
+        key: SumState(value=s.value, start_wall_ns=s.start_wall_ns, start_value=s.start_value)
+        for key, s in sums.items()
+    }
 
 
 def _named(parts: Iterable[tuple[int, float]], books: Sequence[Book]) -> Parts:

@@ -90,10 +90,12 @@ class _Series:
         self.labels = labels
         self.sample = Sample(family=family, labels=labels, value=0.0)
 
-    def at(self, value: float, start_ns: int | None = None) -> Sample:
+    def at(self, value: float, start_ns: int | None = None, start_value: float = 0.0) -> Sample:
         sample = self.sample
         if sample.value != value or sample.start_ns != start_ns:
-            sample = Sample(family=self.family, labels=self.labels, value=value, start_ns=start_ns)
+            sample = Sample(
+                family=self.family, labels=self.labels, value=value, start_ns=start_ns, start_value=start_value
+            )
             self.sample = sample
         return sample
 
@@ -331,7 +333,7 @@ class Collector:
             totals = snapshot.totals.get(uuid, {})
             for series in self._device_plan(cache, "total", totals):
                 total = totals[series.key]
-                out[series.family].append(series.at(total.value, total.start_wall_ns))
+                out[series.family].append(series.at(total.value, total.start_wall_ns, total.start_value))
             rest = snapshot.unattributed.get(uuid, {})
             for series in self._device_plan(cache, "unattributed", rest):
                 total = rest[series.key]

@@ -21,7 +21,9 @@ def _byte_reads(new: str, old: str, scope: int | None) -> tuple[Read, ...]:
     )
 
 
-def _bytes(direction: str, verb: str, new: str, old: str, dcgm: str) -> tuple[Quantity, Quantity]:
+def _bytes(
+    direction: str, verb: str, new: str, old: str, dcgm: str, dcgm_link: str
+) -> tuple[Quantity, Quantity]:
     return (
         Quantity(
             key=f"nvlink_{direction}_bytes",
@@ -59,6 +61,7 @@ def _bytes(direction: str, verb: str, new: str, old: str, dcgm: str) -> tuple[Qu
                     unit=Unit.BYTES,
                     otel="dra.device.nvlink.link.io",
                     otel_attributes={"network.io.direction": direction},
+                    dcgm=dcgm_link,
                 ),
             ),
         ),
@@ -154,6 +157,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "NVLINK_COUNT_XMIT_BYTES",
         "NVLINK_THROUGHPUT_DATA_TX",
         "DCGM_FI_PROF_NVLINK_TX_BYTES",
+        "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES",
     ),
     *_bytes(
         "receive",
@@ -161,6 +165,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "NVLINK_COUNT_RCV_BYTES",
         "NVLINK_THROUGHPUT_DATA_RX",
         "DCGM_FI_PROF_NVLINK_RX_BYTES",
+        "DCGM_FI_DEV_NVLINK_COUNT_RX_BYTES",
     ),
     Quantity(
         key="nvlink_up",

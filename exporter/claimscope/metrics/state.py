@@ -130,6 +130,24 @@ QUANTITIES: tuple[Quantity, ...] = (
         _call("PersistenceMode"),
         dcgm="DCGM_FI_DEV_PERSISTENCE_MODE",
     ),
+    Quantity(
+        key="vgpu_licensed",
+        # nvml.h: non-zero if the feature is licensed.
+        reads=(Read(via=Via.CALL, name="GridLicensableFeatures_v4", member="value", bit=0xFFFFFFFF),),
+        kind=Kind.GAUGE,
+        tier=Tier.RARE,
+        scope=Scope.GPU,
+        views=(
+            View(
+                stem="vgpu_licensed",
+                help="1 while the driver holds a licence for vGPU software; 0 where it has none, or needs none.",
+                stat=Stat.LAST,
+                unit=Unit.ONE,
+                otel="dra.device.vgpu.licensed",
+                dcgm="DCGM_FI_DEV_VGPU_LICENSE_STATUS",
+            ),
+        ),
+    ),
     # While MIG is on the GPU does not answer and its MIG devices do.
     _text(
         "compute_mode",

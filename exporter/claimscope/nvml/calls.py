@@ -194,6 +194,12 @@ def _rows() -> dict[str, Call]:
             version=pynvml.nvmlRepairStatus_v1,
         ),
         "RetiredPagesPendingStatus": _number("nvmlDeviceGetRetiredPagesPendingStatus"),
+        # Licence of the guest's vGPU: NVML lists one feature there, and none where nothing needs a licence.
+        "GridLicensableFeatures_v4": _struct(
+            "nvmlDeviceGetGridLicensableFeatures_v4",
+            pynvml.c_nvmlGridLicensableFeatures_v4_t,
+            {"value": "gridLicensableFeatures[0].featureState"},
+        ),
         # Modes.
         "PersistenceMode": _number("nvmlDeviceGetPersistenceMode"),
         "ComputeMode": _number("nvmlDeviceGetComputeMode"),

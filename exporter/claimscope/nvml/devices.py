@@ -143,7 +143,9 @@ class Devices:
             (uuid, index) for uuid, index in settings.quarantine.items() if not is_unnamed(uuid)
         )
         mig_before = {uuid: device.mig_enabled for uuid, device in self._devices.items()}
-        walk = inventory.enumerate_gpus(self._mark, settings.quarantine, self._known, path, mig_before)
+        walk = inventory.enumerate_gpus(
+            self._mark, settings.quarantine, self._known, path, mig_before, peers=settings.nvlink_peers
+        )
         self._lost = dict(walk.lost)
         for index, reason in walk.unnamed.items():
             if index not in self._unnamed:
@@ -266,7 +268,7 @@ class Devices:
             gpu, handle = answer
             self._mark(gpu, "enumerate")
             try:
-                found, sure = inventory.read_gpu(gpu, handle, uuid)
+                found, sure = inventory.read_gpu(gpu, handle, uuid, peers=self._settings.nvlink_peers)
             except pynvml.NVMLError as error:
                 if error.value in DRIVER_GONE:
                     raise DriverGoneError(int(error.value), self.path) from error

@@ -196,9 +196,12 @@ def _mig_devices(parent: Entity, handle: Handle) -> tuple[list[tuple[Device, Han
     return made, sure
 
 
-def read_gpu(index: int, handle: Handle, uuid: str, mig_before: bool | None = None) -> tuple[list[Found], bool]:
+def read_gpu(
+    index: int, handle: Handle, uuid: str, mig_before: bool | None = None, *, peers: bool = False
+) -> tuple[list[Found], bool]:
     """One GPU and the MIG devices on it, and whether these are all for sure; raises NVMLError only where the driver
-    or the GPU is gone. `mig_before` stands where the driver does not say now whether MIG is on."""
+    or the GPU is gone. `mig_before` stands where the driver does not say now whether MIG is on, and `peers` asks each
+    NVLink where it leads."""
     pci: str | None = None
     minor: int | None = None
     model: str | None = None
@@ -229,7 +232,7 @@ def read_gpu(index: int, handle: Handle, uuid: str, mig_before: bool | None = No
         Found(
             device=Device(
                 entity=entity, minor=minor, pci_bus_id=pci, model=model, mig_enabled=mig, identity=_identity(handle),
-                nvlink_peers=nvlink_peers(handle, axes["link"]),
+                nvlink_peers=nvlink_peers(handle, axes["link"]) if peers else {},
             ),
             pointer=address,
             parent_pointer=address,
@@ -249,7 +252,7 @@ def gone(code: int) -> str:
 
 def enumerate_gpus(
     mark: Mark, quarantine: Mapping[str, int], known: Mapping[str, int], path: str,
-    mig_before: Mapping[str, bool] | None = None,
+    mig_before: Mapping[str, bool] | None = None, *, peers: bool = False,
 ) -> Enumeration:
     """Walks over all GPUs. `quarantine` is uuid -> NVML index of GPUs that must not be called at all. `known` is the
     same of all GPUs seen before, the newest last: a GPU that cannot say its uuid any more is still named, and one
@@ -280,7 +283,7 @@ def enumerate_gpus(
             uuid = text_of(pynvml.nvmlDeviceGetUUID(handle))
             if uuid in quarantine:
                 continue
-            made, sure = read_gpu(index, handle, uuid, (mig_before or {}).get(uuid))
+            made, sure = read_gpu(index, handle, uuid, (mig_before or {}).get(uuid), peers=peers)
             found += made
             if not sure:
                 unsure.add(uuid)

@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
     window_seconds: float = 1.0
     driver_time_budget_ratio: float = 0.01  # driver time / wall time per GPU above which sampling is shed
     collectors: tuple[str, ...] = ()  # opt-in collectors that are on
+    nvlink_peers: bool = False  # ask each NVLink where it leads; only the label gpu_pair of DCGM's names needs it
     quarantine: dict[str, int] = {}  # uuid -> NVML index of GPUs that must not be called: a call on them hung
     known: dict[str, int] = {}  # uuid -> NVML index of every GPU seen before: a lost one cannot say who it is
     shed_seconds: float = 5.0  # driver time is judged over this long

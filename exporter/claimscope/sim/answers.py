@@ -116,7 +116,6 @@ def answers(world: World, entity: EntityState, t_seconds: float) -> Answers:
     mig_on = bool(world.mig_places(entity.gpu, t_seconds))
     made.text("nvmlDeviceGetUUID", entity.uuid)
     if entity.place == WHOLE:
-        driver = world.driver(t_seconds)[1]
         _identity(made, profile, entity.gpu, mig_on)
         _load(made, profile, mig_on)
         _power(made, profile)
@@ -125,7 +124,7 @@ def answers(world: World, entity: EntityState, t_seconds: float) -> Answers:
         _pcie(made, profile)
         _reliability(made, profile, faults, reset, mig_on)
         if profile.nvlink_links:
-            _nvlink(made, profile, faults, reset, t_seconds, int(driver.split(".", 1)[0]), mig_on)
+            _nvlink(made, profile, entity.gpu, faults, reset, t_seconds, mig_on)
         _mig_parent(made, profile, mig_on)
         _topology(made, profile, entity.gpu)
         _events(made, profile)
@@ -188,6 +187,7 @@ def _identity(made: Answers, profile: Profile, gpu: int, mig_on: bool) -> None:
     made.call("nvmlDeviceGetDisplayMode", 0)
     made.call("nvmlDeviceGetDisplayActive", 0)
     made.call("nvmlDeviceGetVirtualizationMode", 0)
+    made.call("nvmlDeviceGetGridLicensableFeatures", 0, 0)  # whole boards need no licence
     made.call("nvmlDeviceGetAccountingBufferSize", 4000)
     if not mig_on:
         made.call("nvmlDeviceGetAccountingMode", 0)
@@ -407,13 +407,13 @@ def _reliability(made: Answers, profile: Profile, faults: tuple[Fault, ...], res
 def _nvlink(
     made: Answers,
     profile: Profile,
+    gpu: int,
     faults: tuple[Fault, ...],
     reset: float,
     t_seconds: float,
-    branch: int,
     mig_on: bool,
 ) -> None:
-    links = profile.nvlink_links
+    links, peer = profile.nvlink_links, profile.bridged_to(gpu)
     blackwell = profile.architecture_code >= 10
     down = {
         fault.link
@@ -446,8 +446,9 @@ def _nvlink(
         count, recoveries = errors[link], recovered[link] + failed[link]
         made.call("nvmlDeviceGetNvLinkState", up, first=link)
         made.call("nvmlDeviceGetNvLinkVersion", profile.nvlink_version, first=link)
-        made.call("nvmlDeviceGetNvLinkRemoteDeviceType", 2, first=link)  # an NVSwitch
-        made.text("nvmlDeviceGetNvLinkRemotePciInfo", "FFFFFFFF:FF:FF.0", link)
+        made.call("nvmlDeviceGetNvLinkRemoteDeviceType", 2 if peer is None else 0, first=link)  # an NVSwitch, a GPU
+        bus_id = "FFFFFFFF:FF:FF.0" if peer is None else f"00000000:{profile.bus_ids[peer]:02X}:00.0"
+        made.text("nvmlDeviceGetNvLinkRemotePciInfo", bus_id, link)
         made.field(146, link, scope=link)
         made.field(164, profile.nvlink_megabytes_per_second if up else 0, scope=link)
         made.field(165, up, scope=link)
@@ -471,9 +472,8 @@ def _nvlink(
             made.field(number, value, ULONG_LONG)
     for capability in range(6):
         made.call("nvmlDeviceGetNvLinkCapability", 1, first=capability)
-    if profile.architecture_code >= 9:
+    if profile.architecture_code >= 9 and not profile.nvlink_bridged:
         _fabric(made, faults, t_seconds)
-    del branch
 
 
 def _nvlink5_counters(made: Answers, scope: int, errors: int, recovered: int, failed: int) -> None:
@@ -561,7 +561,8 @@ def _topology(made: Answers, profile: Profile, gpu: int) -> None:
         ancestor = 0 if other == gpu else 30 if other // half == node else 50  # host bridge, system
         made.call("nvmlDeviceGetTopologyCommonAncestor", ancestor, first=other)
         for what in range(5):
-            linked = 0 if profile.nvlink_links or what != 2 else 5  # P2P status: OK, not supported
+            joined = profile.nvlink_links and (not profile.nvlink_bridged or profile.bridged_to(gpu) == other)
+            linked = 0 if joined or what != 2 else 5  # P2P status: OK, not supported
             made.call("nvmlDeviceGetP2PStatus", linked, first=other << 8 | what)
 
 

@@ -182,6 +182,7 @@ FUNCTIONS: Final = (
     "nvmlDeviceGetAccountingMode",
     "nvmlDeviceGetAccountingBufferSize",
     "nvmlDeviceGetVirtualizationMode",
+    "nvmlDeviceGetGridLicensableFeatures",
     "nvmlDeviceGetMigMode",
     "nvmlDeviceGetMaxMigDeviceCount",
     "nvmlDeviceGetMigDeviceHandleByIndex",

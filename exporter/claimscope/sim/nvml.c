@@ -823,6 +823,23 @@ U32(nvmlDeviceGetDisplayActive)
 U32(nvmlDeviceGetAccountingMode)
 U32(nvmlDeviceGetAccountingBufferSize)
 U32(nvmlDeviceGetVirtualizationMode)
+struct license_expiry { u32 year; unsigned short month, day, hour, min, sec; unsigned char status; };
+struct licensable { u32 code, state; char info[128], product[128]; u32 enabled; struct license_expiry expiry; };
+struct licensables { int supported; u32 count; struct licensable feature[3]; };
+API ret_t nvmlDeviceGetGridLicensableFeatures_v4(device_t device, struct licensables *out) {
+    u32 supported = 0, licensed = 0;
+    if (!out) return INVALID_ARGUMENT;
+    ret_t ret = get_u32(device, K_nvmlDeviceGetGridLicensableFeatures, 0, &supported);
+    if (!ret) ret = get_u32(device, K_nvmlDeviceGetGridLicensableFeatures, 1, &licensed);
+    if (ret) return ret;
+    memset(out, 0, sizeof *out);
+    out->supported = supported != 0;
+    out->count = supported != 0;
+    if (!supported) return SUCCESS;
+    out->feature[0].code = 1; /* NVML_GRID_LICENSE_FEATURE_CODE_VGPU */
+    out->feature[0].state = out->feature[0].enabled = licensed;
+    return SUCCESS;
+}
 API ret_t nvmlDeviceGetPowerState(device_t device, u32 *out) {
     return get_u32(device, K_nvmlDeviceGetPerformanceState, 0, out);
 }

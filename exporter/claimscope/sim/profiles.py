@@ -82,6 +82,7 @@ class Profile:
     nvlink_links: int = 0
     nvlink_version: int = 0  # NVML_NVLINK_VERSION_*
     nvlink_megabytes_per_second: int = 0  # per link and direction
+    nvlink_bridged: bool = False  # all links lead to the next GPU of a pair, 0-1 and 2-3; else to NVSwitches
     decoders: int = 1
     mig_maximum: int = 0  # MIG devices per GPU; 0: no MIG
     mig_profiles: tuple[MigProfile, ...] = ()
@@ -97,6 +98,10 @@ class Profile:
     def branch(self) -> int:
         """Driver branch: 580 for 580.95.05."""
         return int(self.driver_version.split(".", 1)[0])
+
+    def bridged_to(self, gpu: int) -> int | None:
+        """The other GPU of its NVLink bridge."""
+        return gpu ^ 1 if self.nvlink_bridged else None
 
     def gpu_uuid(self, gpu: int) -> str:
         """The UUID of a GPU."""
@@ -322,8 +327,49 @@ _L40SX4 = Profile(
     decoders=3,
 )
 
+_A100X4_BRIDGE = Profile(
+    name="a100x4-bridge",
+    model="NVIDIA A100 80GB PCIe",
+    architecture="Ampere",
+    architecture_code=7,
+    compute_capability=(8, 0),
+    driver_version="570.195.03",
+    cuda_version=12080,
+    bus_ids=(0x17, 0x31, 0xB1, 0xCA),
+    device_id=0x20B510DE,
+    subsystem_id=0x153310DE,
+    part_number="900-21001-0020-100",
+    vbios_version="92.00.68.00.01",
+    inforom_image_version="1001.0230.00.03",
+    multiprocessors=108,
+    memory_mebibytes=81920,
+    reserved_mebibytes=570,
+    bar1_mebibytes=131072,
+    memory_bus_width=5120,
+    idle_watts=44.0,
+    power_limit_watts=300,
+    power_minimum_watts=150,
+    clock_maximum=(1410, 1410, 1512, 1290),
+    clock_idle=(210, 210, 1512, 585),
+    pcie_generation=4,
+    temperature_idle=32.0,
+    temperature_full=66.0,
+    temperature_shutdown=92,
+    temperature_slowdown=89,
+    temperature_gpu_maximum=85,
+    temperature_memory_maximum=95,
+    has_average_power=False,
+    nvlink_links=12,
+    nvlink_version=4,
+    nvlink_megabytes_per_second=25781,
+    nvlink_bridged=True,
+    decoders=5,
+    mig_maximum=7,
+    mig_profiles=_mig(10, 14, (9728, 19968, 40192, 40192, 80640)),
+)
+
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {profile.name: profile for profile in (_H100X8, _A100X8_MIG, _B200X8, _L40SX4)}
+    {profile.name: profile for profile in (_H100X8, _A100X8_MIG, _B200X8, _L40SX4, _A100X4_BRIDGE)}
 )
 
 

@@ -6,9 +6,11 @@ A family stands for a number that was measured, or it has no series: nothing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
+from claimscope.export.dcgm import events
 from claimscope.export.dcgm.rows import PER_LINK, Row, Source, rate_periods, rows
 from claimscope.export.dcgm.subjects import Labels, Subject, subjects
 from claimscope.health.xids import CATALOGUE
@@ -24,6 +26,13 @@ _REMOTE = "nvlink_remote/"
 _UP = "nvlink_up/"
 _SWITCH = "switch"
 _FRACTION_DIGITS = 6  # as %f
+_EVENTS: Final[Mapping[str, Callable[[Subject, Snapshot], Iterator[tuple[Labels, float]]]]] = MappingProxyType({
+    "DCGM_EXP_CLOCK_EVENTS_COUNT": events.clock_events_in_window,
+    "DCGM_EXP_CLOCK_EVENTS_TOTAL": events.clock_events_in_all,
+    "DCGM_EXP_XID_ERRORS_COUNT": events.xids_in_window,
+    "DCGM_EXP_XID_ERRORS_TOTAL": events.xids_in_all,
+    "DCGM_EXP_GPU_HEALTH_STATUS": events.health,
+})  # fmt: skip
 
 
 class DcgmCollector:
@@ -58,6 +67,9 @@ class DcgmCollector:
         ]
         samples: list[Sample] = []
         for row, names in self._rows:
+            if row.source is Source.LINK:
+                samples += _links(row, names, [subject for subject, _, _ in present], snapshot)
+                continue
             numbers = [
                 (subject, more, _rounded(row, value))
                 for subject, entity, xid in present
@@ -117,6 +129,9 @@ def _values(
     if row.source is Source.XID:
         yield _xid_labels(xid), float(xid)
         return
+    if row.source is Source.EVENTS:
+        yield from _EVENTS[row.name](subject, snapshot)
+        return
     whose = _whose(row, subject, entity)
     if whose is None:
         return
@@ -134,6 +149,24 @@ def _values(
     found = [readings[key] for key in row.keys if key in readings]
     if found and len(found) == len(row.keys):
         yield (), sum(found) * row.scale
+
+
+def _links(row: Row, names: Sequence[str], present: Sequence[Subject], snapshot: Snapshot) -> list[Sample]:
+    """Of each NVLink that is read by itself; the links are the GPU's, whatever is on it."""
+    (key,) = row.keys
+    numbers = [
+        (subject, name.removeprefix(f"{key}/"), _rounded(row, value * row.scale))
+        for subject in present
+        if not subject.instance and (window := snapshot.windows.get(subject.gpu.entity.uuid)) is not None
+        for name, value in window.raw.items()
+        if name.startswith(f"{key}/")
+    ]
+    return [
+        Sample(family=name, labels=series.of_link(link), value=value)
+        for name in names
+        for subject, link, value in numbers
+        for series in subject.series
+    ]
 
 
 def _whose(row: Row, subject: Subject, entity: str) -> str | None:

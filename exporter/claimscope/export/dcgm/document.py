@@ -9,7 +9,7 @@ from claimscope.metrics.spec import Quantity, Type
 
 
 def _factor(row: Row) -> str:
-    if row.source is Source.XID:
+    if row.source in (Source.XID, Source.EVENTS):
         return "–"
     exact = f"{row.scale:g}"
     if row.scale < 1 and (1 / row.scale).is_integer():
@@ -33,7 +33,7 @@ def markdown(quantities: Sequence[Quantity]) -> str:
     """The page."""
     made = rows(quantities)
     absent = "\n".join(
-        f"| {', '.join(f'`{name}`' if '_' in name and ' ' not in name else name for name in names.split(', '))} "
+        f"| {names if '`' in names else ', '.join(f'`{n}`' if ' ' not in n else n for n in names.split(', '))} "
         f"| {reason} |"
         for names, reason in ABSENT.items()
     )
@@ -51,7 +51,7 @@ claimscope agent --compat-dcgm on
 | setting | meaning |
 |---|---|
 | `--compat-dcgm on` | the families that dcgm-exporter has by default, and NVLink rates |
-| `--compat-dcgm all` | every DCGM family that there is a number for |
+| `--compat-dcgm all` | every DCGM family that there is a number for, and `DCGM_EXP_*` |
 | `--compat-dcgm-names dcgm-4.6` | the names that DCGM 4.6 gave the fields; `both` for both at once |
 | `--compat-dcgm-hostname-label hostname` | the label as since dcgm-exporter 4.8.2; before it was `Hostname` |
 
@@ -74,13 +74,18 @@ somebody holds the device:
 | `resourceclaim` | the claim's name once more, as in our own metrics; dcgm-exporter does not have it |
 | `gpu_pair` | on NVLink rates: `0-1` is what GPU 0 sends to, or receives from, GPU 1. dcgm-exporter does not have it |
 | `err_code`, `err_msg` | on `DCGM_FI_DEV_XID_ERRORS` |
+| `xid`, `clock_event`, `window_size_in_ms` | on `DCGM_EXP_XID_ERRORS_*` and `DCGM_EXP_CLOCK_EVENTS_*` |
+| `health_watch`, `health_error_code` | on `DCGM_EXP_GPU_HEALTH_STATUS` |
+| `nvlink`, `gpu_uuid`, `model_name` | on lines of one NVLink, the last two in place of `UUID` and `modelName` |
 
 A label without a value is left out.
 
 `gpu_pair` is only where it is known of every link that is up where it leads. All lead to the same GPU: the pair's
 traffic is the GPU's. They lead to several: each pair has a series of its own once the collector `nvlink-per-link` is
 on, else there is one without the label, as there is where one link's end is not known. They lead to an NVSwitch:
-`0-nvswitch`, because behind a switch nobody can tell who was meant.
+`0-nvswitch`, because behind a switch nobody can tell who was meant: neither the driver nor DCGM counts by destination
+there, so on HGX and DGX boards `gpu_pair="0-1"` has no series and never will. Ask for `gpu_pair=~"0-.*"`, which is all
+that GPU 0 sends. `claimscope agent --simulate a100x4-bridge` is a node of bridged pairs to try it on.
 
 ## What to mind
 

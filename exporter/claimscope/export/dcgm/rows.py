@@ -19,6 +19,7 @@ NVLINK_BANDWIDTH: Final = "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL"
 XID_ERRORS: Final = "DCGM_FI_DEV_XID_ERRORS"
 TRANSMIT: Final = "nvlink_transmit_bytes"
 RECEIVE: Final = "nvlink_receive_bytes"
+LINK_AXIS: Final = "link"
 PER_LINK: Final = MappingProxyType({TRANSMIT: "nvlink_link_transmit_bytes", RECEIVE: "nvlink_link_receive_bytes"})
 
 
@@ -29,6 +30,8 @@ class Source(enum.Enum):
     COUNTER = "driver's counter"
     RATE = "rate of a counter over the last window"
     XID = "code of the last XID"
+    LINK = "driver's counter of each NVLink"
+    EVENTS = "what the agent saw itself"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,11 @@ _PUBLISHED: Final[Mapping[str, _Published]] = MappingProxyType({
     "DCGM_FI_DEV_BOARD_LIMIT_VIOLATION": _off("Throttling duration due to board limit constraints (in ns)."),
     "DCGM_FI_DEV_LOW_UTIL_VIOLATION": _off("Throttling duration due to low utilization (in ns)."),
     "DCGM_FI_DEV_RELIABILITY_VIOLATION": _off("Throttling duration due to reliability constraints (in ns)."),
+    "DCGM_EXP_CLOCK_EVENTS_COUNT": _off("Clock events observed during the configured time window.", Type.GAUGE),
+    "DCGM_EXP_CLOCK_EVENTS_TOTAL": _off("Total clock events observed since exporter start (edge-counted)."),
+    "DCGM_EXP_XID_ERRORS_COUNT": _off("XID errors observed during the configured time window.", Type.GAUGE),
+    "DCGM_EXP_XID_ERRORS_TOTAL": _off("Total XID errors observed since exporter start."),
+    "DCGM_EXP_GPU_HEALTH_STATUS": _off("Current DCGM-reported GPU health status.", Type.GAUGE),
     "DCGM_FI_DEV_FB_FREE": _on("Framebuffer memory free (in MiB)."),
     "DCGM_FI_DEV_FB_USED": _on("Framebuffer memory used (in MiB)."),
     "DCGM_FI_DEV_FB_RESERVED": _on("Framebuffer memory reserved (in MiB)."),
@@ -107,6 +115,7 @@ _PUBLISHED: Final[Mapping[str, _Published]] = MappingProxyType({
     "DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL": _off("Total number of NVLink retries."),
     "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL": _off("Total number of NVLink recovery errors."),
     NVLINK_BANDWIDTH: _on("Total number of NVLink bandwidth counters for all lanes."),
+    "DCGM_FI_DEV_VGPU_LICENSE_STATUS": _on("vGPU License status"),
     "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": _on("Number of remapped rows for uncorrectable errors", _COUNTER),
     "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": _on("Number of remapped rows for correctable errors", _COUNTER),
     "DCGM_FI_DEV_ROW_REMAP_FAILURE": _on("Whether remapping of rows has failed"),
@@ -167,6 +176,8 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType({
     "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL": "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_TOTAL",
     "DCGM_FI_DEV_NVLINK_ECC_DATA_ERROR_COUNT_TOTAL": "DCGM_FI_DEV_NVLINK_ECC_ERROR_TOTAL",
     NVLINK_BANDWIDTH: "DCGM_FI_DEV_NVLINK_THROUGHPUT_TOTAL",
+    "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES": "DCGM_FI_DEV_NVLINK_TX_BYTES_TOTAL",
+    "DCGM_FI_DEV_NVLINK_COUNT_RX_BYTES": "DCGM_FI_DEV_NVLINK_RX_BYTES_TOTAL",
     "DCGM_FI_DEV_NVLINK_COUNT_RX_MALFORMED_PACKET_ERRORS": "DCGM_FI_DEV_NVLINK_RX_PACKET_MALFORMED_TOTAL",
     "DCGM_FI_DEV_NVLINK_COUNT_RX_BUFFER_OVERRUN_ERRORS": "DCGM_FI_DEV_NVLINK_RX_PACKET_DROPPED_TOTAL",
     "DCGM_FI_DEV_NVLINK_COUNT_RX_ERRORS": "DCGM_FI_DEV_NVLINK_RX_ERROR_TOTAL",
@@ -187,6 +198,11 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType({
     "DCGM_FI_PROF_PIPE_FP16_ACTIVE": "DCGM_FI_PROF_FP16_UTIL_RATIO",
 })  # fmt: skip
 
+_SLIDING = "of the last five minutes, kept in memory as there; "
+_LINK_NOTE = (
+    "one line per NVLink (`nvlink=\"1\"`, `gpu_uuid`, `model_name`) with the collector `nvlink-per-link`; from GPUs "
+    "before NVLink 5 too"
+)
 _NO_PCIE_HEADERS = "the driver's byte counters in place of a profiling sample"
 _NOTES: Final[Mapping[str, str]] = MappingProxyType({
     "DCGM_FI_DEV_GPU_UTIL": "on a MIG instance (Hopper and newer) the time in which its graphics and compute engine "
@@ -197,11 +213,29 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType({
     "DCGM_FI_DEV_FB_RESERVED": "what driver and firmware keep, not what a claim reserves",
     NVLINK_BANDWIDTH: "a rate in 1,024,000 bytes per second, both directions; dcgm-exporter up to 4.8.2 called it a "
     "counter, which it never was",
+    "DCGM_FI_DEV_VGPU_LICENSE_STATUS": "0 where nothing needs a licence, as there",
+    "DCGM_EXP_CLOCK_EVENTS_COUNT": _SLIDING + "samples in which the reason held: one a second, where dcgm-exporter has "
+    "one per `--collect-interval`",
+    "DCGM_EXP_CLOCK_EVENTS_TOTAL": "since the agent started; a reason that comes and goes within a second is missed",
+    "DCGM_EXP_XID_ERRORS_COUNT": _SLIDING + "0 without `xid` where there was none",
+    "DCGM_EXP_XID_ERRORS_TOTAL": "each code that was seen, over restarts of the agent too",
+    "DCGM_EXP_GPU_HEALTH_STATUS": "the findings of health.md that DCGM has a code for, 10 for degraded and 20 for "
+    "worse; the watches PCIE, NVLINK, MEM, THERMAL and POWER, on whole GPUs: no rule stands for the others",
+    "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES": _LINK_NOTE,
+    "DCGM_FI_DEV_NVLINK_COUNT_RX_BYTES": _LINK_NOTE,
     "DCGM_FI_PROF_PCIE_TX_BYTES": _NO_PCIE_HEADERS,
     "DCGM_FI_PROF_PCIE_RX_BYTES": _NO_PCIE_HEADERS,
     "DCGM_FI_PROF_NVLINK_TX_BYTES": "with `gpu_pair`; not among dcgm-exporter's defaults",
     "DCGM_FI_PROF_NVLINK_RX_BYTES": "with `gpu_pair`; not among dcgm-exporter's defaults",
 })  # fmt: skip
+
+_EVENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({  # with the figures of ours beside them
+    "DCGM_EXP_CLOCK_EVENTS_COUNT": ("gpu_clock_event_seconds_total", "gpu_throttle_seconds_total"),
+    "DCGM_EXP_CLOCK_EVENTS_TOTAL": ("gpu_clock_event_seconds_total", "gpu_throttle_seconds_total"),
+    "DCGM_EXP_XID_ERRORS_COUNT": ("gpu_xid_errors_total",),
+    "DCGM_EXP_XID_ERRORS_TOTAL": ("gpu_xid_errors_total",),
+    "DCGM_EXP_GPU_HEALTH_STATUS": ("gpu_health", "gpu_health_finding_info"),
+})
 
 _DOUBLES: Final = ("DCGM_FI_PROF_", "DCGM_FI_DEV_POWER_", "DCGM_FI_DEV_ENFORCED_POWER_LIMIT")
 
@@ -210,7 +244,7 @@ def _row(
     name: str, source: Source, keys: tuple[str, ...], *, scale: float = 1.0, scope: Scope = Scope.GPU,
     ours: tuple[str, ...] = (), help_text: str = "",
 ) -> Row:  # fmt: skip
-    counter = source is Source.COUNTER
+    counter = source in (Source.COUNTER, Source.LINK)
     published = _PUBLISHED.get(name) or _off(help_text, Type.BARE_COUNTER if counter else Type.GAUGE)
     floating = name.startswith(_DOUBLES) and source is Source.GAUGE
     return Row(
@@ -237,7 +271,7 @@ def _spelled(view: View) -> str:
 
 def _of_view(quantity: Quantity, view: View, name: str) -> Row:
     value = Source.COUNTER if quantity.kind is Kind.COUNTER else Source.GAUGE
-    source = Source.RATE if view.dcgm_rate else value
+    source = Source.LINK if quantity.axis == LINK_AXIS else Source.RATE if view.dcgm_rate else value
     return _row(
         name,
         source,
@@ -257,10 +291,10 @@ def rows(quantities: Sequence[Quantity]) -> tuple[Row, ...]:
             ours=("gpu_nvlink_transmit_bytes_total", "gpu_nvlink_receive_bytes_total"),
         ),
         XID_ERRORS: _row(XID_ERRORS, Source.XID, (), ours=("gpu_xid_errors_total",)),
-    }  # fmt: skip
+    } | {name: _row(name, Source.EVENTS, (), ours=ours) for name, ours in _EVENTS.items()}  # fmt: skip
     for quantity in quantities:
         for view in quantity.views:
-            if view.dcgm is not None and quantity.kind is not Kind.TEXT and quantity.axis is None:
+            if view.dcgm is not None and quantity.kind is not Kind.TEXT and quantity.axis in (None, LINK_AXIS):
                 made.setdefault(view.dcgm, _of_view(quantity, view, view.dcgm))
     order = {name: place for place, name in enumerate(_PUBLISHED)}
     return tuple(sorted(made.values(), key=lambda row: order.get(row.name, len(order))))
@@ -275,20 +309,14 @@ def rate_periods(chosen: Iterable[Row], quantities: Sequence[Quantity]) -> dict[
 
 # What dcgm-exporter can serve and this cannot, with the reason and what there is instead.
 ABSENT: Final[Mapping[str, str]] = MappingProxyType({
-    "DCGM_FI_DEV_VGPU_LICENSE_STATUS": "licences of vGPU guests are not read; dcgm-exporter shows 0 elsewhere",
     "DCGM_FI_DEV_PCIE_TX_THROUGHPUT, DCGM_FI_DEV_PCIE_RX_THROUGHPUT": "the call behind them blocks for 20 ms, and DCGM "
     "does not answer them any more: use `DCGM_FI_PROF_PCIE_TX_BYTES` and `_RX_BYTES`",
-    "DCGM_FI_PROF_* of Ampere and older": "only DCGM's own profiling module knows them; NVML has them from Hopper on",
-    "DCGM_EXP_XID_ERRORS_COUNT, DCGM_EXP_XID_ERRORS_TOTAL": "`gpu_xid_errors_total{xid}` counts every event, over "
-    "restarts",
-    "DCGM_EXP_CLOCK_EVENTS_COUNT, DCGM_EXP_CLOCK_EVENTS_TOTAL": "those count samples: "
-    "`gpu_throttle_seconds_total{reason}` is the time",
-    "DCGM_EXP_GPU_HEALTH_STATUS": "DCGM's own health checks: `gpu_health{state}` and the rules of health.md",
+    "`DCGM_FI_PROF_*` of Ampere and older": "only DCGM's own profiling module knows them; NVML has them from Hopper on",
     "DCGM_EXP_P2P_STATUS": "`gpu_nvlink_up{link}` and `gpu_nvlink_remote{link}`",
     "DCGM_FI_DEV_GET_GPU_RECOVERY_ACTION": "a word, not a number: `gpu_recovery_action{action}`",
     "DCGM_FI_DEV_FAN_SPEED": "there is one figure per fan: `gpu_fan_speed_ratio{fan}`",
-    "DCGM_FI_DEV_NVLINK_BANDWIDTH_L*, lines of links (`nvlink=\"1\"`)": "per link: "
-    "`gpu_nvlink_link_transmit_bytes_total{link}` with the collector `nvlink-per-link`",
+    "DCGM_FI_DEV_NVLINK_BANDWIDTH_L*": "per link: `DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES{nvlink}` and `_RX_BYTES`, or "
+    "`gpu_nvlink_link_transmit_bytes_total{link}`, with the collector `nvlink-per-link`",
     "lines of NVSwitches and CPUs (`nvswitch=`, `cpu=`, `cpucore=`)": "neither is read: NVML knows GPUs only",
     "lines of one pod of a shared GPU (`vgpu=`, `pod_uid=`)": "each holder's own part is in `dra_claim_gpu_*` and "
     "`pod_gpu_*`, without `--kubernetes-virtual-gpus`",

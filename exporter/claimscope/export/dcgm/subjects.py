@@ -1,8 +1,8 @@
 """Whom does dcgm-exporter give a series, and with which labels?
 
 A GPU, or in its place each GPU instance on it; once for every container that holds it, as dcgm-exporter does with
-KUBERNETES_ENABLE_DRA. The labels stand in its order: the template's, then the driver's version, then those of
-Kubernetes by name.
+KUBERNETES_ENABLE_DRA. The labels stand in its order: the template's, then the driver's version and what a family has
+alone, then those of Kubernetes by name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Labels = tuple[tuple[str, str], ...]
 
+_LINK_SPELLING = {"UUID": "gpu_uuid", "modelName": "model_name"}
 _COMPUTE_INSTANCE = re.compile(r"^\d+c\.")  # "1c.3g.40gb" is one compute instance of a "3g.40gb"
 
 
@@ -39,7 +40,16 @@ class Series:
             return self.labels
         made = self._made.get(more)
         if made is None:
-            made = self._made[more] = self._identity + tuple(sorted(self._attributes + more))
+            made = self._made[more] = (*self._identity, *sorted(more), *sorted(self._attributes))
+        return made
+
+    def of_link(self, link: str) -> Labels:
+        """The labels of one of its NVLinks, which dcgm-exporter spells otherwise."""
+        key = (("nvlink", link),)
+        made = self._made.get(key)
+        if made is None:
+            identity = tuple((_LINK_SPELLING.get(name, name), value) for name, value in self._identity)
+            made = self._made[key] = (*key, *identity, *sorted(self._attributes))
         return made
 
 

@@ -46,6 +46,10 @@ service:
       exporters: [otlphttp/prometheus]
 """
 
+_UNKNOWN_START = (
+    "https://opentelemetry.io/docs/specs/otel/metrics/data-model/#cumulative-streams-handling-unknown-start-time"
+)
+
 _PROMETHEUS = """\
 storage:
   tsdb:
@@ -107,10 +111,14 @@ Recording rules of your own have to translate where only OTLP arrives.
 `dra.device.health.state` tells apart. `hw.gpu.utilization` has the tasks that the conventions know; the other engines
 are in `dra.device.utilization`.
 
-- Sums are cumulative, with the time at which they truly began: an account with its claim, a driver's counter when it
-  was first followed, what a leader counts with its leadership. One that does not say when, and was not there in the
-  push before, began with that. A sum that falls began anew. No start is later than its point, even where the wall clock
-  is set back.
+- Sums are cumulative, with the time at which they truly began: an account with its claim, what a leader counts with
+  its leadership. One that does not say when, and was not there in the push before, began with that. A sum that falls
+  began anew. No start is later than its point, even where the wall clock is set back.
+- A driver's counter (`hw.energy`, `hw.errors`) has counted since the driver was loaded, or for the board's whole life,
+  and NVML does not say since when. Its value is pushed as it is, and its stream begins where the agent first saw it,
+  with one point whose start is its time, which is [OpenTelemetry's rule]({_UNKNOWN_START}) for that: the value of this
+  point counts as no rise. `cumulativetodelta` keeps to it, so that an agent that is installed does not send years of
+  energy as one delta.
 - A series that ends gets one point with the flag NO_RECORDED_VALUE, which Prometheus stores as a stale marker; without
   it a claim that is gone would be shown for five more minutes. It is sent once: where its request is lost, it is so.
 - A controller that is stopped ends the series of its claims before it goes, since its successor shows them under
@@ -127,11 +135,12 @@ are in `dra.device.utilization`.
 429, 502, 503, 504 and lost connections, over gRPC CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE,
 DATA_LOSS, and RESOURCE_EXHAUSTED where it comes with RetryInfo, are tried again: after a second, then twice as long
 each time up to {LONGEST_WAIT_SECONDS:g} s, or as long as the Collector asks (Retry-After, RetryInfo): until then
-nothing is sent at all. After {RETRY_SECONDS:g} s a request is left out. Anything else is final for that request, also a
-2xx whose body is not `application/x-protobuf`: that is somebody else's page. Requests wait in a queue of
-{QUEUE_BYTES >> 20} MiB and are sent {IN_FLIGHT} at a time; while the queue is full no more are made, and the next push
-has the figures of its own moment. No scrape, sample or taint waits for any of it, and no fault of it ends the process:
-the push begins anew (`..._otlp_restarts_total`).
+nothing is sent at all. What was not answered in time is tried again on a new connection, since the old one may be dead
+without anybody having said so. After {RETRY_SECONDS:g} s a request is left out. Anything else is final for that
+request, also a 2xx whose body is not `application/x-protobuf`: that is somebody else's page. Requests wait in a queue
+of {QUEUE_BYTES >> 20} MiB and are sent {IN_FLIGHT} at a time; while the queue is full no more are made, and the next
+push has the figures of its own moment. No scrape, sample or taint waits for any of it, and no fault of it ends the
+process: the push begins anew (`..._otlp_restarts_total`).
 
 `claimscope_agent_otlp_points_total{{result}}` (and `claimscope_controller_...`) says what became of every point:
 `accepted`; `rejected` in a request that was taken in part (the Collector's reason is in the log); `refused` and

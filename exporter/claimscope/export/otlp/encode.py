@@ -1,7 +1,10 @@
 """Which OTLP requests do samples amount to?
 
-Sums are cumulative, with the time at which they truly began: an account with its claim, a driver's counter when it was
-first followed; one that does not say when began with the process, or after the push before, if it was not there then.
+Sums are cumulative, with the time at which they truly began: an account with its claim; one that does not say when
+began with the process, or after the push before, if it was not there then. When a driver's counter began is not known:
+its stream begins where it was first seen, with a point of no duration that has the value of then, which says to a
+receiver that this value is not a rise
+(https://opentelemetry.io/docs/specs/otel/metrics/data-model/#cumulative-streams-handling-unknown-start-time).
 A sum that falls began anew at the point before. A series that is gone gets one last point that says so
 (NO_RECORDED_VALUE), since a receiver would otherwise show its last value for minutes. Only series of the last request
 are remembered: there is no limit that thousands of short claims could reach, and nothing that they leave behind.
@@ -100,6 +103,13 @@ class _Series:
             self.begin(min(self.time_ns, wall_ns))
         self.value = value
 
+    def first(self, sample: Sample, since_ns: int, wall_ns: int) -> bytes:
+        """The point of no duration, where the sum was first seen after the push before; a point has it by itself where
+        that was just now, and what went on from an earlier process had it then."""
+        if self.began_ns != sample.start_ns or not since_ns <= self.began_ns < wall_ns:
+            return b""
+        return self.head + (wire.number_tail(self.began_ns) + wire.double(sample.start_value))
+
     def ended(self, wall_ns: int) -> bytes:
         """The last point."""
         if self.began_ns > wall_ns:
@@ -162,7 +172,7 @@ class Encoder:
         self._push += 1
         self._follow(device_facts(samples), groups, wall_ns)
         push, tail, double = self._push, wire.number_tail(wall_ns), wire.double
-        name, family, since = "", _Family(), 0
+        name, family, since, first = "", _Family(), 0, b""
         for sample in samples:
             if sample.family != name:
                 name = sample.family
@@ -180,7 +190,10 @@ class Encoder:
                 if not math.isfinite(value):
                     continue
                 if metric.instrument is Instrument.COUNTER:
+                    before_ns = series.began_ns
                     series.follow(sample.start_ns or series.since(since), value, wall_ns)
+                    if series.began_ns != before_ns and sample.start_value:
+                        first = series.first(sample, self._since_ns, wall_ns)
                 elif series.began_ns < 0:
                     series.begin(self._began_ns if metric.instrument is Instrument.UPDOWN else 0)
                 point = series.head + (tail + double(value))
@@ -188,6 +201,9 @@ class Encoder:
             group = groups.get(metric.name)
             if group is None:
                 group = groups[metric.name] = (metric, [])
+            if first:
+                group[1].append(first)
+                first = b""
             group[1].append(point)
         self._forget(groups, wall_ns)
         self._since_ns = wall_ns
@@ -203,13 +219,15 @@ class Encoder:
         stream = self._table.stream(name, labels)
         if stream is None:
             return None
+        made = _Series(labels, stream, self._attributes(name, stream, labels))
+        family.series[labels] = family.by_id[id(labels)] = made
+        return made
+
+    def _attributes(self, name: str, stream: Stream, labels: Labels) -> bytes:
         pairs = stream.attributes(labels)
         if stream.device and name != INFO:
             pairs += next((self._facts.get(value, ()) for label, value in labels if label == "uuid"), ())
-        histogram = stream.metric.instrument is Instrument.HISTOGRAM
-        made = _Series(labels, stream, wire.attributes(pairs, histogram=histogram))
-        family.series[labels] = family.by_id[id(labels)] = made
-        return made
+        return wire.attributes(pairs, histogram=stream.metric.instrument is Instrument.HISTOGRAM)
 
     def _follow(self, facts: dict[str, Facts], groups: dict[str, Points], wall_ns: int) -> None:
         """Begins the series of devices anew that became something else, after a new driver for example."""
@@ -218,9 +236,15 @@ class Encoder:
         self._facts = facts
         if not changed:
             return
-        for family in self._families.values():
+        for name, family in self._families.items():
             for series in list(family.series.values()):
-                if series.stream.device and any(label == "uuid" and each in changed for label, each in series.labels):
+                if not series.stream.device or all(
+                    label != "uuid" or each not in changed for label, each in series.labels
+                ):
+                    continue
+                # A device whose facts were away for a push is what it was: the end of its series and their next point
+                # would be one stream at one time.
+                if series.attributes != self._attributes(name, series.stream, series.labels):
                     self._end(family, series, groups, wall_ns)
 
     def _forget(self, groups: dict[str, Points], wall_ns: int) -> None:

@@ -4,7 +4,7 @@ Variables: https://opentelemetry.io/docs/specs/otel/protocol/exporter/ and
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Those for metrics alone win over
 those for all signals; an empty one counts as not set. As those pages want it, a word or number that means nothing here
 is warned of and left out, while what would send to a wrong place or without credentials is an error. Nothing is looked
-at before an endpoint is known. Values of headers are secrets and are never shown, nor are credentials in a URL.
+at before an endpoint is known. Nothing of a header that is not understood is ever shown, nor are credentials in a URL.
 """
 
 from __future__ import annotations
@@ -110,24 +110,23 @@ class _Variables:
     def ignored(self, variable: str, why: str) -> None:
         logger.warning("environment variable %s is ignored: %s", variable, why)
 
-    def pairs(self, variable: str, value: str) -> list[tuple[str, str]]:
-        """`a=b,c=d` with values percent-encoded, as W3C baggage has it. Messages show no value."""
-        made: list[tuple[str, str]] = []
+    def pairs(self, variable: str, value: str) -> list[tuple[str, str, str]]:
+        """`a=b,c=d` with values percent-encoded, as W3C baggage has it, each with its place for messages. Messages show
+        no key either: `Authorization: Basic cGFzcw==` is all key up to its first `=`."""
+        made: list[tuple[str, str, str]] = []
         for number, part in enumerate(value.split(","), 1):
+            where = f"environment variable {variable}: entry {number}"
             key, equals, text = part.partition("=")
             key, text = unquote(key.strip()), unquote(text.strip())
             if not _is_utf8(key + text):
-                raise ConfigError(f"environment variable {variable}: entry {number} is not UTF-8")
+                raise ConfigError(f"{where} is not UTF-8")
             if not part.strip():
                 continue
             if not equals or not key:
-                raise ConfigError(f"environment variable {variable}: entry {number} is not KEY=VALUE")
+                raise ConfigError(f"{where} is not KEY=VALUE")
             if any(ord(char) < 32 or ord(char) == 127 for char in key + text):
-                raise ConfigError(
-                    f"environment variable {variable}: the value of `{key!a}` has a control character, perhaps the "
-                    "line break at the end of a file"
-                )
-            made.append((key, text))
+                raise ConfigError(f"{where} has a control character, perhaps the line break at the end of a file")
+            made.append((where, key, text))
         return made
 
 
@@ -259,14 +258,19 @@ def _headers(variables: _Variables, *, grpc: bool) -> tuple[tuple[str, str], ...
     found = variables.otlp("HEADERS")
     if found is None:
         return ()
-    made = [(key.lower(), value) for key, value in variables.pairs(*found)]
-    for key, value in made:
+    made: list[tuple[str, str]] = []
+    for where, given, value in variables.pairs(*found):
+        key = given.lower()
         if (_GRPC_KEY if grpc else _TOKEN).fullmatch(key) is None:
-            raise ConfigError(f"environment variable {found[0]}: {key!a} is no name of a header that can be set")
+            raise ConfigError(
+                f"{where} does not begin with the name of a header that can be set; its form is NAME=VALUE, with an "
+                "equals sign and not a colon between the two"
+            )
         if key in _OWN_HEADERS:
-            raise ConfigError(f"environment variable {found[0]}: {key!a} is set by the push itself: leave it out")
+            raise ConfigError(f"{where}: `{key}` is set by the push itself: leave it out")
         if not value.isascii():
-            raise ConfigError(f"environment variable {found[0]}: the value of {key!a} is not ASCII")
+            raise ConfigError(f"{where} has a value that is not ASCII")
+        made.append((key, value))
     return tuple(made)
 
 
@@ -312,7 +316,7 @@ def _resource(variables: _Variables) -> dict[str, str]:
     name = "OTEL_RESOURCE_ATTRIBUTES"
     value = variables.get(name)
     try:
-        return {} if value is None else dict(variables.pairs(name, value))
+        return {} if value is None else {key: text for _, key, text in variables.pairs(name, value)}
     except ConfigError as error:
         logger.warning("%s; the whole variable is ignored", error)
         return {}

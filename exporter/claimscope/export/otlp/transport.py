@@ -252,6 +252,7 @@ class GrpcTransport:
     def __init__(self, settings: OtlpSettings) -> None:
         self._settings = settings
         self._channel: grpc.Channel | None = None
+        self._calls: dict[grpc.Channel, int] = {}  # that are under way
         self._opening = threading.Lock()
         self._signature: Signature = ()
         if settings.tls is not None:
@@ -265,7 +266,7 @@ class GrpcTransport:
     async def send(self, body: bytes) -> Outcome:
         """One call."""
         try:
-            call = await asyncio.to_thread(self._begin, body)
+            channel, call = await asyncio.to_thread(self._begin, body)
         except TlsError as error:
             return Outcome(verdict=Verdict.RETRY, text=str(error))
         loop, over = asyncio.get_running_loop(), asyncio.Event()
@@ -279,26 +280,47 @@ class GrpcTransport:
             await over.wait()
         finally:
             call.cancel()  # does nothing to one that is over
+            await asyncio.to_thread(self._over, channel, given_up=call.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
         return _taken(call.result()) if call.code() is grpc.StatusCode.OK else _of_grpc(call)
 
-    def _begin(self, body: bytes) -> Any:  # noqa: ANN401 - grpc has no public name for a call that is a future too
+    # grpc has no public name for a call that is a future too.
+    def _begin(self, body: bytes) -> tuple[grpc.Channel, Any]:
         """In a thread. No deserializer: what it made of an answer that is none would not come back as an outcome."""
         with self._opening:
-            return self._opened().unary_unary(_EXPORT, None, None).future(
+            channel = self._opened()
+            self._calls[channel] = self._calls.get(channel, 0) + 1
+            return channel, channel.unary_unary(_EXPORT, None, None).future(
                 body, timeout=self._settings.timeout_seconds, metadata=self._settings.headers
             )
+
+    def _over(self, channel: grpc.Channel, *, given_up: bool) -> None:
+        """After a call. One that nobody answered in time may be lost on a connection that is dead without anybody
+        having said so, as after a node in between forgot it: TCP would find out in a quarter of an hour, and HTTP/2
+        pings below five minutes are what Go servers hang up for (grpc-go, keepalive.EnforcementPolicy). So the next
+        call gets a connection of its own."""
+        with self._opening:
+            self._calls[channel] = self._calls.get(channel, 1) - 1
+            if given_up and channel is self._channel:
+                self._channel = None
+            self._close_unused(channel)
+
+    def _close_unused(self, channel: grpc.Channel) -> None:
+        if channel is not self._channel and not self._calls.get(channel):
+            self._calls.pop(channel, None)
+            channel.close()
 
     def _opened(self) -> grpc.Channel:
         files = self._settings.tls
         if files is not None and self._channel is not None and _signature(files) != self._signature:
-            self._channel.close()
-            self._channel = None
+            former, self._channel = self._channel, None
+            self._close_unused(former)
         if self._channel is None:
             compression = grpc.Compression.Gzip if self._settings.gzip else grpc.Compression.NoCompression
             options = (
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.primary_user_agent", "claimscope"),
                 ("grpc.max_reconnect_backoff_ms", 30_000),  # a Collector that is back is found soon
+                ("grpc.use_local_subchannel_pool", 1),  # else a new channel takes over the connection of one before
                 ("grpc.max_receive_message_length", _ANSWER_BYTES),
             )
             if files is None:
@@ -315,8 +337,9 @@ class GrpcTransport:
 
     def _close(self) -> None:
         with self._opening:
-            if self._channel is not None:
-                self._channel.close()
+            for channel in {*self._calls, *([] if self._channel is None else [self._channel])}:
+                channel.close()
+            self._calls.clear()
             self._channel = None
 
 
