@@ -29,9 +29,10 @@ def xids(where: str = CLUSTER, devices: str = "", *, enabled: bool = True) -> An
 
 
 def taints(where: str = CLUSTER, devices: str = "", *, enabled: bool = True) -> Annotation:
-    """Taints that were not there a minute before."""
+    """Taints that were not there a minute before, while the controller was: what it says again after a gap is old."""
     taint = f"max by (cluster, driver, pool, device, key, effect) (dra_device_taint_info{{{where}}}"
-    new = f"{taint}) unless {taint} offset {_STEP_SECONDS}s)"
+    earlier = f"max by (cluster) (claimscope_controller_leader{{{CLUSTER}}} offset {_STEP_SECONDS}s) == 1"
+    new = f"({taint}) unless {taint} offset {_STEP_SECONDS}s)) and on (cluster) ({earlier})"
     return Annotation(
         name="Taints",
         expr=f"({new}) and on (cluster, driver, pool, device) {devices}" if devices else new,

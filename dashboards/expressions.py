@@ -18,7 +18,6 @@ CLUSTER: Final = 'cluster=~"$cluster"'
 SCOPE: Final = 'cluster=~"$cluster", namespace=~"$namespace"'
 WHOLE: Final = 'cluster=~"$cluster", uuid=~"GPU-.*"'  # GPUs as they are plugged in; MIG devices are parts of them
 OF_CLAIMS: Final = ', resourceclaim!=""'  # holders that are claims
-OF_PODS: Final = ', pod!=""'  # and those that are pods of the device plugin
 
 DEVICE: Final = "cluster, node, gpu, uuid"
 CLAIM: Final = "cluster, namespace, resourceclaim"
@@ -29,11 +28,18 @@ RATE: Final = "$__rate_interval"
 RANGE: Final = "$__range"
 IDLE_BELOW: Final = 0.05  # part of the held time; a GPU used less than this is held for nothing
 
-Quantity = Literal["held", "busy", "measured", "idle"]
-Level = Literal["holder", "namespace", "cluster"]
+# 0 where somebody would say if there were something, and nothing where nobody can: a count of nothing is no 0 then.
+CONTROLLER_ANSWERS: Final = f"0 * max(claimscope_controller_leader{{{CLUSTER}}} == 1)"
+AGENTS_ANSWER: Final = f"0 * max(gpu_up{{{CLUSTER}}})"
+RULES_RECORD: Final = f"0 * max(node:gpu_info:count{{{CLUSTER}}})"
+# The watchdog fires always, where the alerts are loaded; it is of no cluster.
+ALERTS_ARE_LOADED: Final = '0 * max(ALERTS{alertname="DRAWatchdog", alertstate="firing"} == 1)'
+
+Quantity = Literal["held", "busy", "measured", "idle", "wasted"]
+Level = Literal["holder", "namespace", "namespace_source", "cluster"]
 _LABELS: Final[dict[Level, str]] = {
     "holder": "cluster, namespace, resourceclaim, claim_uid, pod", "namespace": "cluster, namespace",
-    "cluster": "cluster",
+    "namespace_source": "cluster, namespace, source", "cluster": "cluster",
 }  # fmt: skip
 _FLEET: Final = f"sum(max by (cluster, node) (node:gpu_info:count{{{CLUSTER}}}))"
 
@@ -55,13 +61,15 @@ def over_time(expr: str) -> str:
 
 
 def hours(quantity: Quantity, where: str = SCOPE, level: Level = "namespace", by: str = "") -> str:
-    """GPU-hours in the chosen time; 0 where there are none, unless asked by label."""
+    """GPU-hours in the chosen time; 0 where there are none but the rules record, unless asked by label."""
     spent = over_time(gpus(quantity, where, level))
-    return f"sum by ({by}) ({spent}) / 3600" if by else f"(sum({spent}) or vector(0)) / 3600"
+    return f"sum by ({by}) ({spent}) / 3600" if by else f"(sum({spent}) or {RULES_RECORD}) / 3600"
 
 
 def wasted_hours(where: str = SCOPE, level: Level = "namespace", by: str = "") -> str:
     """GPU-hours held and not busy, of those on which that can be measured."""
+    if level == "holder":  # recorded, since there are many
+        return hours("wasted", where, level, by)
     return f"clamp_min({hours('measured', where, level, by)} - {hours('busy', where, level, by)}, 0)"
 
 
@@ -75,16 +83,22 @@ def held_part(where: str = CLUSTER) -> str:
     return f"{hours('held', where, 'cluster')} / (({over_time(_FLEET)}) / 3600)"
 
 
-def grown(family: str, where: str, by: str, *, from_nothing: bool = False) -> str:
-    """What counters of a fleet gained in the chosen time, from two looks at them and not from all samples between.
+def watt_hours(watts: str) -> str:
+    """Energy in the chosen time, from what is recorded in watts."""
+    return f"sum({over_time(watts)}) / 3600"
 
-    After a reset it is what came since. A counter that was not there before has gained all of it if it begins with its
-    first event (`from_nothing`); else nothing is known of it.
-    """
+
+def errors(counted: str, where: str) -> str:
+    """What is recorded of errors in the chosen time, by device. The rules write down each error once."""
+    return f"topk(100, max by ({DEVICE}) (sum_over_time({counted}{{{where}}}[$__range]))) > 0"
+
+
+def grown(family: str, where: str, by: str) -> str:
+    """What counters that begin with their first event gained in the chosen time, from two looks at them. After a reset
+    it is what came since; one that was not there before has gained all of it."""
     now = f"max by ({by}) ({family}{{{where}}})"
     before = f"max by ({by}) ({family}{{{where}}} offset $__range)"
-    born = now if from_nothing else f"0 * {now}"
-    return f"({now} - {before} >= 0 or {now} and {before} or {born})"
+    return f"({now} - {before} >= 0 or {now})"
 
 
 def of_claim(family: str, where: str, over: str, by: str = CLAIM, *, selector: str = "", split: str = "") -> str:

@@ -29,20 +29,23 @@ class Link:
     """Another board, with what it shows taken from here: `{"resourceclaim": "${__data.fields.resourceclaim}"}`."""
 
     title: str
-    to: str  # uid
+    to: str = ""  # uid
     variables: Mapping[str, str] = field(default_factory=dict)
     keep: tuple[str, ...] = ("datasource", "cluster")  # variables carried over as they are
+    page: str = ""  # instead of a board: the address of a page, with what it is about taken from here
 
     @property
     def url(self) -> str:
-        """With the time range of this board."""
+        """With the time range of this board, where it leads to another."""
+        if self.page:
+            return self.page
         kept = "&".join(f"${{{name}:queryparam}}" for name in self.keep)
         own = "".join(f"&var-{name}={value}" for name, value in self.variables.items())
         return f"/d/{self.to}?{kept}{own}&${{__url_time_range}}"
 
     def to_json(self) -> Json:
         """As a data link."""
-        return {"title": self.title, "url": self.url, "targetBlank": False}
+        return {"title": self.title, "url": self.url, "targetBlank": bool(self.page)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,8 @@ class Panel:
     decimals: int | None = None
     thresholds: tuple[Step, ...] = ()
     colours: Mapping[str, str] = field(default_factory=dict)  # series name -> colour
+    patterns: Mapping[str, str] = field(default_factory=dict)  # pattern of whole series names -> colour
+    dashed: tuple[str, ...] = ()  # names of series that are limits
     shades: str = ""  # one colour in shades, where none of the series is good or bad by itself
     words: Mapping[float, tuple[str, str]] = field(default_factory=dict)  # value -> (text, colour)
     stacked: bool = False
@@ -95,8 +100,10 @@ class Panel:
     sort_by: str = ""  # a column's title
     links: tuple[Link, ...] = ()
     repeat: str = ""  # a variable: one panel for each of its values
-    no_value: str = ""  # what stands there without data; "0" only where absence means none
+    no_value: str = ""  # what stands there without data, and means that nothing is known, or that there is none
+    no_value_colour: str = ""  # of a stat; grey where it does not say
     content: str = ""  # of a text panel, Markdown
+    steps: int = 200  # at most, of what an instant query adds up over the chosen time
     legend_table: bool = False  # mean and maximum beside the names
     background: bool = False  # a stat whose background has the colour of its value
 
@@ -180,4 +187,6 @@ NAMESPACE_VARIABLE: Final = Variable(
 )  # fmt: skip
 CLASS_VARIABLE: Final = Variable(
     name="class", label="Device class", query='label_values(dra_claim_info{cluster=~"$cluster"}, deviceclass)',
+    description="Of the claims that are listed, drawn and waiting. Hours, cost and energy of all classes are counted "
+    "together: a claim may hold devices of several.",
 )  # fmt: skip

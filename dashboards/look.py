@@ -11,6 +11,7 @@ from dashboards.grafana import Step
 
 COLOURS: Final = {
     "green": "#73bf69", "yellow": "#fade2a", "orange": "#ff9830", "red": "#f2495c", "purple": "#b877d9",
+    "dark-red": "#c4162a", "dark-orange": "#fa6400", "dark-yellow": "#e0b400",
     "blue": "#5794f2", "light-blue": "#8ab8ff", "text": "#ccccdc", "transparent": "transparent",
 }  # fmt: skip
 CLASSIC: Final = (

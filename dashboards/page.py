@@ -16,8 +16,8 @@ _HEAD: Final = """\
 Made by `python -m dashboards`; change `dashboards/boards` and run it again.
 
 Eight boards for Grafana 11 and newer. They lead to each other: from a number on the fleet's board to the claim, the
-node or the device class behind it, with the time range and the cluster kept. A state has the same colour on all of
-them, a class or a namespace too, and every panel says what it shows.
+node or the device class behind it, with the time range and the cluster kept; from an alert, to its runbook. A state has
+the same colour on all of them, a class or a namespace too, and every panel says what it shows.
 
 | board | for |
 |---|---|
@@ -51,12 +51,15 @@ kubectl -n monitoring label configmap claimscope-dashboards grafana_dashboard=1
 
 - The agents' targets carry a label `node`, and all targets a label `cluster` where one Prometheus has several
   clusters. Scrape with `honorLabels: true`, or `namespace` and `pod` are those of the exporter.
+  [scrape.yml](../alerts/scrape.yml) has jobs that do both.
 - Job names contain `claimscope-agent`, which tells agents that do not answer from other targets.
 - Prometheus has loaded the [recording rules](../alerts/rules/recording.yml). Figures of a fleet, of namespaces and of
   what claims held, used and cost are read from them alone, so that a board with 10,000 GPUs stays quick; without the
   rules these panels are empty, and so are those about alerts without the others of [alerts](../alerts/rules).
 - Figures over the chosen time are sums of recorded rates: devices and claims that are gone by now count for as long as
   they were there, and what lies before the rules were loaded does not count.
+- Errors of memory and links are written down every five minutes, so that what came last shows up to five minutes late.
+- A tile is grey and says so while whoever would know does not answer: a count of 0 means that somebody looked.
 - XIDs and taints are marked on boards about one node, one claim, or health. On the fleet's board and the claims board a
   switch at the top shows them; there only XIDs that are grave.
 - The price of a GPU-hour is a variable of the boards that show cost. GPU-hours count MIG devices as their part of a GPU

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dashboards import plots
+from dashboards import palette, plots
 from dashboards.grafana import Column, Panel
 from dashboards.look import CLASSIC, colour_at, colour_of, escaped, written
-from dashboards.spelling import to_json
+from dashboards.spelling import EMPTY_CELL, to_json
 from dashboards.stage import Series, Shown, filled
 
 WIDTH: Final = 1500  # as the style says
@@ -71,7 +71,8 @@ def _panel(panel: Panel, shown: Shown, width: int, height: int) -> tuple[str, st
         return f"<div style='line-height:19px'>{_markdown(panel.content)}</div>", ""
     named = list(_named(panel, shown))
     if not named:
-        return f'<div class="empty">{escaped(panel.no_value or "No data")}</div>', ""
+        background = colour_of(panel.no_value_colour or palette.QUIET) if panel.background else ""
+        return f'<div class="empty">{escaped(panel.no_value or "No data")}</div>', background
     match panel.kind:
         case "stat" | "gauge":
             return _stat(panel, named, width, height)
@@ -146,7 +147,7 @@ def _bars(panel: Panel, named: Sequence[tuple[str, Series]], height: int) -> str
     for index, (name, value) in enumerate(values):
         part = min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
         colour = (
-            colour_of(panel.colours[name]) if name in panel.colours
+            colour_of(given) if (given := plots.given_colour(panel, name))
             else colour_at(value, panel.thresholds) if panel.thresholds else CLASSIC[index % len(CLASSIC)]
         )  # fmt: skip
         made.append(
@@ -216,7 +217,7 @@ def _is_number(column: Column) -> bool:
 
 def _cell(column: Column, value: str | float | None) -> str:
     if value is None:
-        return "<td></td>"
+        return f'<td{" class=n" if _is_number(column) else ""}>{EMPTY_CELL}</td>'
     if isinstance(value, str):
         colour = colour_of(column.colours[value]) if value in column.colours else ""
         text = escaped(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,9 +51,15 @@ class _Frame:
 def coloured(panel: Panel, named: Sequence[tuple[str, Series]]) -> list[Drawn]:
     """Series with the colours that the panel gives them, or Grafana's classic ones in order."""
     return [
-        Drawn(name=name, colour=colour_of(panel.colours.get(name) or _colour(panel, name, index)), series=series)
+        Drawn(name=name, colour=colour_of(given_colour(panel, name) or _colour(panel, name, index)), series=series)
         for index, (name, series) in enumerate(named)
     ]
+
+
+def given_colour(panel: Panel, name: str) -> str:
+    """The colour that the panel gives a series by its name or a pattern; none where it gives none."""
+    fitting = (colour for pattern, colour in panel.patterns.items() if re.fullmatch(pattern, name))
+    return panel.colours.get(name) or next(fitting, "")
 
 
 def _colour(panel: Panel, name: str, index: int) -> str:
@@ -179,7 +186,8 @@ def lines(
             outline = " ".join(f"{frame.x(at):.1f},{frame.y(value):.1f}" for at, value in (*each.series.points, *base))
             opacity = 0.4 if panel.stacked else 0.08
             made.append(f'<polygon points="{outline}" fill="{each.colour}" opacity="{opacity}"/>')
-        made.append(f'<path d="{path}" fill="none" stroke="{each.colour}" stroke-width="1.4"/>')
+        dash = ' stroke-dasharray="8 6"' if each.name in panel.dashed else ""
+        made.append(f'<path d="{path}" fill="none" stroke="{each.colour}" stroke-width="1.4"{dash}/>')
     for step in panel.thresholds:
         if step.value is not None and low < step.value < high:
             y = frame.y(step.value)
@@ -234,9 +242,18 @@ def states(
                 f'width="{max(1.0, x(min(end, times.end)) - x(points[begin][0])):.1f}" height="{tall * 0.84:.1f}" '
                 f'fill="{colour}" opacity="0.8"/>'
             )
+            made.append(_state_name(panel, value, (x(points[begin][0]), x(min(end, times.end))), y + tall / 2))
             begin = place
     made.append(marks(x, _TOP, height - _BOTTOM, moments))
     return _svg(width, height, "".join(made))
+
+
+def _state_name(panel: Panel, value: float, place: tuple[float, float], y: float) -> str:
+    """The name of a state in its bar, where it fits in."""
+    text = panel.words[value][0] if value in panel.words else ""
+    if len(text) * 7 + 8 > place[1] - place[0]:
+        return ""
+    return f'<text x="{place[0] + 5:.1f}" y="{y + 4:.1f}" style="fill:#111217">{escaped(text)}</text>'
 
 
 def heat(series: Sequence[Series], times: Times, unit: str, width: int, height: int) -> str:

@@ -10,7 +10,8 @@ CURRENCY: Final = "currencyUSD"
 
 PRICE_VARIABLE: Final = Variable(
     name="price", label="Price of a GPU-hour", kind="textbox", default="2.50",
-    description="In US dollars. The same for every model; choose a class or namespace to work with another.",
+    description="In US dollars, one price for every model. Where there are several, look at a part at a "
+    "time with its price: at a cluster, or on the claims board at a namespace.",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from dashboards.grafana import (
 )
 
 SCHEMA_VERSION: Final = 39
-_STEPS: Final = 200  # at most, of what an instant query adds up over the chosen time
+EMPTY_CELL: Final = "–"
 # Series that stand for the same thing on several panels and boards, and so have the colour of their name.
 _KNOWN_BY_NAME: Final = ("deviceclass", "namespace", "reason", "resourceclaim")
 DATASOURCE: Final[dict[str, str]] = {"type": "prometheus", "uid": "${datasource}"}
@@ -113,7 +113,7 @@ def _panel(panel: Panel) -> Json:
     if panel.kind == "table":
         made["transformations"] = _transformations(panel)
     if any("$__interval" in query.expr for query in panel.queries if query.instant or panel.kind == "table"):
-        made["maxDataPoints"] = _STEPS
+        made["maxDataPoints"] = panel.steps
     if panel.repeat:
         made |= {"repeat": panel.repeat, "repeatDirection": "h", "maxPerRow": max(1, COLUMNS // panel.width)}
     return made
@@ -135,11 +135,15 @@ def _steps(steps: Iterable[Step]) -> Json:
 
 def _defaults(panel: Panel) -> Json:
     by_threshold = panel.kind not in ("timeseries", "heatmap", "barchart") and not panel.colours
+    words = _words(panel.words)
+    if panel.kind == "stat" and panel.no_value:
+        # Without it Grafana takes the first threshold's colour, which often is green.
+        words.append(_word_for_nothing(panel))
     made: Json = {
         "unit": panel.unit,
         "color": {"mode": "thresholds"} if by_threshold else _colouring(panel),
         "thresholds": _steps(panel.thresholds),
-        "mappings": _words(panel.words),
+        "mappings": words,
         "links": [link.to_json() for link in panel.links],
     }
     for name, value in (("min", panel.minimum), ("max", panel.maximum), ("decimals", panel.decimals)):
@@ -153,11 +157,12 @@ def _defaults(panel: Panel) -> Json:
             "fillOpacity": 80 if panel.bars else 40 if panel.stacked else 8,
             "gradientMode": "none", "showPoints": "never", "spanNulls": False, "insertNulls": False,
             "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
-            "thresholdsStyle": {"mode": "line" if panel.thresholds else "off"},
+            "thresholdsStyle": {"mode": "dashed" if panel.thresholds else "off"},
         }  # fmt: skip
     elif panel.kind == "state-timeline":
         made["custom"] = {"fillOpacity": 80, "lineWidth": 0}
-        made["color"] = {"mode": "thresholds"}
+        # With the mode "thresholds" Grafana merges all values between two thresholds, and never asks the mappings.
+        made["color"] = {"mode": "fixed", "fixedColor": palette.PLAIN}
     elif panel.kind == "table":
         made["custom"] = {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False}
     elif panel.kind == "barchart":
@@ -186,9 +191,21 @@ def _words(words: Mapping[float, tuple[str, str]]) -> list[Json]:
     return [{"type": "value", "options": options}]
 
 
+def _word_for_nothing(panel: Panel) -> Json:
+    result = {"text": panel.no_value, "color": panel.no_value_colour or palette.QUIET, "index": len(panel.words)}
+    return {"type": "special", "options": {"match": "null", "result": result}}
+
+
 def _overrides(panel: Panel) -> Iterator[Json]:
+    if panel.kind == "table":
+        # The panel's own noValue is for the whole table, and Grafana would write it into each empty cell.
+        yield _override(".*", [{"id": "noValue", "value": EMPTY_CELL}], by="byRegexp")
+    for pattern, colour in panel.patterns.items():
+        yield _override(pattern, [_fixed(colour)], by="byRegexp")
     for name, colour in panel.colours.items():
-        yield _override(name, [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}])
+        yield _override(name, [_fixed(colour)])
+    for name in panel.dashed:
+        yield _override(name, [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 10]}}])
     for upper, lower in panel.bands.items():
         edge = {"id": "custom.lineWidth", "value": 0}
         yield _override(upper, [{"id": "custom.fillBelowTo", "value": lower}, edge])
@@ -199,8 +216,12 @@ def _overrides(panel: Panel) -> Iterator[Json]:
             yield _override(column.title, properties)
 
 
-def _override(name: str, properties: list[Json]) -> Json:
-    return {"matcher": {"id": "byName", "options": name}, "properties": properties}
+def _fixed(colour: str) -> Json:
+    return {"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}
+
+
+def _override(name: str, properties: list[Json], by: str = "byName") -> Json:
+    return {"matcher": {"id": by, "options": name}, "properties": properties}
 
 
 def _column_properties(column: Column) -> Iterator[Json]:
@@ -285,7 +306,7 @@ def _options(panel: Panel) -> Json:
             return {"showHeader": True, "cellHeight": "sm", "sortBy": sorting if panel.sort_by else []}
         case "state-timeline":
             return {
-                "mergeValues": True, "showValue": "never", "alignValue": "left", "rowHeight": 0.85, "legend": legend,
+                "mergeValues": True, "showValue": "auto", "alignValue": "left", "rowHeight": 0.85, "legend": legend,
                 "tooltip": {"mode": "single", "sort": "none"},
             }  # fmt: skip
         case "heatmap":

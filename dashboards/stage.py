@@ -21,7 +21,10 @@ _START_SECONDS: Final = 90.0  # three agents, a controller and Prometheus, perha
 _STOP_SECONDS: Final = 20.0
 _AT_ONCE: Final = 4
 RATE_SECONDS: Final = 10  # what rates look back, at a scrape a second
+_API_SERVER: Final = re.compile(r"^api server\s+(http://[^/\s]+)")
 _PROMETHEUS: Final = re.compile(r"^prometheus\s+(http://[^/\s]+)")
+_MAINTAINED: Final = "demo-node-3"  # where no fault of the scenario is
+_DEADLINE: Final = "5s"  # so soon that it is missed while somebody looks
 _LABEL_VALUES: Final = re.compile(r"label_values\((?:(?P<series>.+),\s*)?(?P<label>\w+)\)")
 _QUERY_RESULT: Final = re.compile(r"query_result\((?P<expr>.+)\)", re.DOTALL)
 _PLACE: Final = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|([A-Za-z_]\w*))")
@@ -133,8 +136,9 @@ async def demo(scenario: Path = FAULTS) -> AsyncIterator[str]:
     reading: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(_START_SECONDS):
-            url = await _address(stdout)
+            api, url = await _addresses(stdout)
         reading = asyncio.create_task(_drain(stdout))
+        await _start_maintenance(api)
         yield url
     finally:
         if process.returncode is None:
@@ -148,15 +152,31 @@ async def demo(scenario: Path = FAULTS) -> AsyncIterator[str]:
             await reading
 
 
-async def _address(stdout: asyncio.StreamReader) -> str:
+async def _addresses(stdout: asyncio.StreamReader) -> tuple[str, str]:
+    """Of the API server and of Prometheus."""
     said = []
+    api = ""
     while line := (await stdout.readline()).decode():
         said.append(line)
+        if (found := _API_SERVER.match(line)) is not None:
+            api = found[1]
         if (found := _PROMETHEUS.match(line)) is not None:
             if "left out" in line:
                 break
-            return found[1]
+            return api, found[1]
     raise StageError("the demo ended or runs without Prometheus:\n" + "".join(said))
+
+
+async def _start_maintenance(api: str) -> None:
+    """Asks for a maintenance, as no scenario of GPUs can."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "claimscope", "maintenance", "start", _MAINTAINED, "--reason", "new firmware",
+        "--deadline", _DEADLINE, "--api-server-url", api,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    if process.returncode:
+        raise StageError(f"maintenance of {_MAINTAINED} was refused: {said.decode()}")
 
 
 async def _drain(stdout: asyncio.StreamReader) -> None:

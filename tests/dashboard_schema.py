@@ -38,18 +38,25 @@ GRID: Final = _object(
     "h w x y", h={"type": "integer", "minimum": 1}, w={"type": "integer", "minimum": 1, "maximum": 24},
     x={"type": "integer", "minimum": 0, "maximum": 23}, y=COUNT,
 )  # fmt: skip
-LINK: Final = _object("title url targetBlank", title=TEXT, url={"type": "string", "pattern": "^/d/"}, targetBlank=FLAG)
+LINK: Final = _object(
+    "title url targetBlank", title=TEXT, url={"type": "string", "pattern": "^(/d/|https://)"}, targetBlank=FLAG,
+)  # fmt: skip
 STEP: Final = _object("color value", color=TEXT, value={"type": ["number", "null"]})
 THRESHOLDS: Final = _object(
     "mode steps", mode=_one_of("absolute", "percentage"), steps={"type": "array", "minItems": 1, "items": STEP},
 )  # fmt: skip
-MAPPING: Final = _object(
-    "type options", type=_one_of("value"),
-    options={
-        "type": "object",
-        "additionalProperties": _object("text index", "color", text=TEXT, index=COUNT, color=TEXT),
-    },
-)  # fmt: skip
+_RESULT: Final = _object("text index", "color", text=TEXT, index=COUNT, color=TEXT)
+MAPPING: Final[Json] = {
+    "if": {"properties": {"type": {"const": "special"}}},
+    "then": _object(
+        "type options", type={"const": "special"},
+        options=_object("match result", match=_one_of("null", "nan", "null+nan", "true", "false", "empty"),
+                        result=_RESULT),
+    ),
+    "else": _object(
+        "type options", type={"const": "value"}, options={"type": "object", "additionalProperties": _RESULT},
+    ),
+}  # fmt: skip
 COLOUR_MODES: Final = _one_of("fixed", "thresholds", "palette-classic", "palette-classic-by-name", "shades")
 STACKING: Final = _object("mode group", mode=_one_of("none", "normal", "percent"), group=TEXT)
 CUSTOM: Final[Json] = {
@@ -59,7 +66,7 @@ CUSTOM: Final[Json] = {
         "lineWidth": COUNT, "fillOpacity": {"type": "integer", "minimum": 0, "maximum": 100},
         "gradientMode": _one_of("none"), "showPoints": _one_of("never", "auto"), "spanNulls": FLAG,
         "insertNulls": FLAG, "stacking": STACKING,
-        "thresholdsStyle": _object("mode", mode=_one_of("off", "line")),
+        "thresholdsStyle": _object("mode", mode=_one_of("off", "line", "dashed")),
         "align": _one_of("auto", "left", "right"), "filterable": FLAG, "inspect": FLAG,
         "cellOptions": _object("type", "mode", type=_one_of("auto", "gauge", "color-text"), mode=_one_of("basic")),
     },
@@ -70,11 +77,11 @@ DEFAULTS: Final = _object(
     mappings=_list(MAPPING), links=_list(LINK), min=NUMBER, max=NUMBER, decimals=COUNT, noValue=TEXT, custom=CUSTOM,
 )  # fmt: skip
 PROPERTY_IDS: Final = _one_of(
-    "color", "unit", "links", "min", "max", "thresholds", "mappings", "custom.width", "custom.cellOptions",
-    "custom.fillBelowTo", "custom.fillOpacity", "custom.lineWidth",
+    "color", "unit", "links", "min", "max", "noValue", "thresholds", "mappings", "custom.width", "custom.cellOptions",
+    "custom.fillBelowTo", "custom.fillOpacity", "custom.lineStyle", "custom.lineWidth",
 )  # fmt: skip
 OVERRIDE: Final = _object(
-    "matcher properties", matcher=_object("id options", id=_one_of("byName"), options=TEXT),
+    "matcher properties", matcher=_object("id options", id=_one_of("byName", "byRegexp"), options=TEXT),
     properties=_list(_object("id value", id=PROPERTY_IDS, value=ANY)),
 )  # fmt: skip
 TARGET: Final = _object(

@@ -14,6 +14,7 @@ from alerts.upstream import NODE_TARGET_LABELS, TARGET_LABELS, UPSTREAM
 from dashboards import palette
 from dashboards.catalogue import BOARDS
 from dashboards.grafana import COLUMNS, Dashboard, Link, Panel, Query, Row
+from dashboards.look import colour_of
 from dashboards.page import PAGE, text
 from dashboards.spelling import to_json
 from dashboards.write import JSON, as_text
@@ -109,6 +110,7 @@ def test_links_lead_to_boards_and_variables_that_exist(board: Dashboard) -> None
         f"{panel.title}: {link.title} -> {link.to} {sorted(link.variables)}"
         for panel in board.panels()
         for link in links_of(panel)
+        if not link.page
         if link.to not in boards or not link.variables.keys() <= boards[link.to]
         or not set(link.keep) <= {each.name for each in board.variables}
     ]  # fmt: skip
@@ -122,7 +124,7 @@ def test_links_take_values_that_the_panel_has(board: Dashboard) -> None:
         titles = {column.title for column in panel.columns}
         labels = frozenset().union(*map(labels_of, panel.queries))
         for link in links_of(panel):
-            for value in link.variables.values():
+            for value in (*link.variables.values(), *re.findall(r"\$\{__.*?\}", link.page)):
                 field = re.fullmatch(r"\$\{__data\.fields\.(.+)\}", value)
                 label = re.fullmatch(r"\$\{__field\.labels\.(.+)\}", value)
                 own = re.fullmatch(r"\$(\w+)", value)
@@ -203,6 +205,18 @@ def test_every_board_has_what_readers_expect_of_each(board: Dashboard) -> None:
     assert sum(1 for _ in board.panels()) <= 30, "a wall of graphs"
 
 
+# Tiles that count what is in a state: from the first one on they have its colour.
+_COUNTED = {
+    "Unhealthy": "unhealthy", "Lost": "lost", "Degraded": "degraded", "Claims that wait": "pending",
+    "Kept from work": "tainted", "Claims without devices": "pending",
+}  # fmt: skip
+
+
+def _of_title(panel: Panel) -> Iterator[tuple[str, str]]:
+    if panel.kind == "stat" and panel.title in _COUNTED:
+        yield _COUNTED[panel.title], panel.thresholds[-1].colour
+
+
 @EVERY_BOARD
 def test_a_state_has_the_same_colour_everywhere(board: Dashboard) -> None:
     other = [
@@ -210,7 +224,9 @@ def test_a_state_has_the_same_colour_everywhere(board: Dashboard) -> None:
         for panel in board.panels()
         for word, colour in (
             *panel.colours.items(),
+            *((pattern.removeprefix(".*: ").removesuffix(".*"), colour) for pattern, colour in panel.patterns.items()),
             *panel.words.values(),
+            *_of_title(panel),
             *(pair for column in panel.columns for pair in column.colours.items()),
         )
         if word in palette.STATES and colour != palette.STATES[word]
@@ -222,14 +238,74 @@ def test_a_state_has_the_same_colour_everywhere(board: Dashboard) -> None:
 def test_colours_are_those_of_the_palette(board: Dashboard) -> None:
     allowed = {
         palette.GOOD, palette.NOTICE, palette.WARNING, palette.BAD, palette.GONE, palette.NEUTRAL, palette.SOON,
-        palette.QUIET, "text", "transparent",
+        palette.QUIET, palette.ALMOST, "text", "transparent", *palette.MEMBERS, *palette.THROTTLE.values(),
     }  # fmt: skip
     used = {
         step.colour for panel in board.panels()
         for steps in (panel.thresholds, *(column.thresholds for column in panel.columns)) for step in steps
     }  # fmt: skip
-    used |= {colour for panel in board.panels() for colour in panel.colours.values()}
+    used |= {
+        colour for panel in board.panels() for colour in (*panel.colours.values(), *panel.patterns.values())
+    }  # fmt: skip
     assert used <= allowed
+
+
+def test_gpus_beside_each_other_have_no_colour_of_a_state() -> None:
+    ours = {palette.GOOD, palette.NOTICE, palette.WARNING, palette.BAD, palette.GONE, *palette.THROTTLE.values()}
+    known = {colour_of(colour) for colour in ours} - {colour_of(palette.NEUTRAL), colour_of(palette.SOON)}
+    assert not {colour_of(colour) for colour in palette.MEMBERS} & known
+
+
+@pytest.mark.parametrize("scale", [palette.HEALTH, palette.CLAIM, palette.MODE, palette.BREAKER])
+def test_states_of_one_scale_can_be_told_apart(scale: dict[str, tuple[int, str]]) -> None:
+    assert len({colour for _, colour in scale.values()}) == len(scale)
+
+
+@EVERY_BOARD
+def test_state_timelines_show_their_states(board: Dashboard) -> None:
+    # With the colour mode "thresholds" Grafana merges values between two thresholds, and mappings are never asked.
+    wrong = [
+        panel["title"] for panel in panels(MADE[board.uid]) if panel["type"] == "state-timeline"
+        and (
+            panel["fieldConfig"]["defaults"]["color"]["mode"] == "thresholds"
+            or panel["options"]["showValue"] != "auto" or not panel["fieldConfig"]["defaults"]["mappings"]
+        )
+    ]  # fmt: skip
+    assert wrong == []
+
+
+@EVERY_BOARD
+def test_what_an_empty_table_says_is_not_said_in_its_empty_cells(board: Dashboard) -> None:
+    # Of overrides Grafana applies each in turn, so that this one holds for all columns.
+    first = {
+        panel["title"]: panel["fieldConfig"]["overrides"][0]
+        for panel in panels(MADE[board.uid]) if panel["type"] == "table"
+    }  # fmt: skip
+    assert {
+        title: override for title, override in first.items() if override != {
+            "matcher": {"id": "byRegexp", "options": ".*"}, "properties": [{"id": "noValue", "value": "–"}],
+        }
+    } == {}  # fmt: skip
+
+
+@EVERY_BOARD
+def test_nothing_is_a_zero_only_because_nobody_says_anything(board: Dashboard) -> None:
+    # vector(0) is there while the controller and all agents are gone.
+    assert [where for where, expr in expressions(board) if "vector(" in expr] == []
+
+
+@EVERY_BOARD
+def test_tiles_of_which_nothing_is_known_are_not_green(board: Dashboard) -> None:
+    wrong = [
+        panel["title"] for panel in panels(MADE[board.uid])
+        if panel["type"] == "stat" and panel["options"]["colorMode"] == "background"
+        and not any(
+            each["type"] == "special" and each["options"]["match"] == "null"
+            and each["options"]["result"]["color"] in (palette.QUIET, palette.BAD)
+            for each in panel["fieldConfig"]["defaults"]["mappings"]
+        )
+    ]  # fmt: skip
+    assert wrong == []
 
 
 @EVERY_BOARD

@@ -14,12 +14,19 @@ from dashboards.grafana import Dashboard
 from dashboard_lint import plain
 from promql import nodes
 
-# As many series as there are devices, claims or nodes times classes. What is recorded has a colon in its name.
+# As many series as there are devices, claims or nodes times classes, and what is recorded of each of them.
 _PER_DEVICE = ("gpu_", "dra_claim_gpu_", "pod_gpu_", "claimscope_agent_driver_seconds",
-               "dra_claim_info", "dra_claim_device_info", "dra_pool_devices")  # fmt: skip
+               "dra_claim_info", "dra_claim_device_info", "dra_pool_devices",
+               "account:", "holder:", "claim:", "claim_device:", "workload_device:")  # fmt: skip
 # Series that only devices have on which something has happened.
 _FEW = frozenset({"gpu_health_finding_info", "gpu_health_finding_since_timestamp_seconds",
-                  "gpu_xid_last_timestamp_seconds", "gpu_xid_errors_total"})  # fmt: skip
+                  "gpu_xid_last_timestamp_seconds", "gpu_xid_errors_total",
+                  "claim:dra_claim_pending_seconds:workload"})  # fmt: skip
+# One recorded series a claim, and the figure is of each claim. `benchmarks/rules.py` measures them at 10,000.
+_BY_CLAIM = {
+    "claimscope-fleet": {"Who wastes most"},
+    "claimscope-claims": {"Claims that hold GPUs", "Busy ratio of the largest claims"},
+}
 _OF_ONE = frozenset({'node="$node"', 'resourceclaim="$resourceclaim"'})  # node or claim, and not all that match
 
 
@@ -27,7 +34,7 @@ def _many(node: promql.Expr, few: frozenset[str]) -> Iterator[str]:
     """Series by device of a whole fleet that a part of a query selects. Works on Grafana's variables as they are."""
     for each, _ in nodes(node.prettify()):
         name = each.name if isinstance(each, promql.VectorSelector) else None
-        if name is None or ":" in name or not name.startswith(_PER_DEVICE) or name in _FEW:
+        if name is None or not name.startswith(_PER_DEVICE) or name in _FEW or "@ end()" in each.prettify():
             continue
         if not any(one in each.prettify() for one in few):
             yield name
@@ -69,6 +76,12 @@ def too_much(expr: str, *, instant: bool, few: frozenset[str] = _OF_ONE) -> list
         ("sum(gpu_power_watts)", True, []),
         ("sum_over_time(gpu_power_watts[$__range:$__interval])", True, ["gpu_power_watts: a subquery"]),
         ("sum_over_time(cluster:gpus_held:rate5m[$__range:$__interval])", True, []),
+        (
+            "sum_over_time(holder:gpus_held:rate5m[$__range:$__interval])", True,
+            ["holder:gpus_held:rate5m: a subquery"],
+        ),
+        ("topk(10, holder:gpus_held:rate5m @ end())", False, []),
+        ("sum(claim:x:y)", False, ["claim:x:y: at each step of a graph"]),
     ],
 )  # fmt: skip
 def test_what_reads_too_much_is_found(expr: str, instant: bool, found: list[str]) -> None:
@@ -82,6 +95,7 @@ def test_boards_can_be_used_with_many_gpus(board: Dashboard) -> None:
     wrong = [
         f"{panel.title}: {fault}"
         for panel in board.panels()
+        if panel.title not in _BY_CLAIM.get(board.uid, ())
         for query in panel.queries
         for fault in too_much(query.expr, instant=query.instant or panel.kind == "table", few=few)
     ]

@@ -82,6 +82,44 @@ def test_rows_of_a_table_are_joined_by_the_labels_they_share() -> None:
     assert "<tr><td>two</td><td>mig</td><td class=n>$7.00</td></tr><tr><td>one</td><td>gpu</td>" in made
 
 
+def test_a_cell_without_a_value_does_not_say_what_an_empty_table_says() -> None:
+    table = Panel(
+        kind="table", title="Claims", description="d.", queries=(Query(expr="a"), Query(expr="b")),
+        no_value="no claim waits", columns=(Column(source="claim", title="Claim"), Column(source="B", title="Age")),
+    )  # fmt: skip
+    made = _page(table, (_series(1, claim="one"), _series(1, claim="two")), (_series(2.5, claim="one"),))
+    assert "<tr><td>two</td><td class=n>–</td></tr>" in made
+    assert "no claim waits" not in made
+
+
+@pytest.mark.parametrize(("colour", "painted"), [("", "#8e8e8e"), ("red", "#f2495c")])
+def test_a_tile_without_data_is_grey_or_has_the_colour_it_was_given(colour: str, painted: str) -> None:
+    tile = Panel(
+        kind="stat", title="Leaders", description="d.", queries=(Query(expr="a"),), background=True,
+        no_value="unknown", no_value_colour=colour, thresholds=(Step(colour="green"),),
+    )  # fmt: skip
+    made = _page(tile, ())
+    assert f"background:{painted}" in made
+    assert '<div class="empty">unknown</div>' in made
+
+
+def test_series_may_have_the_colour_of_a_pattern() -> None:
+    panel = Panel(
+        kind="timeseries", title="t", description="d.", queries=(Query(expr="a"),), patterns={".*: hot": "red"},
+        colours={"GPU 1: hot": "blue"},
+    )  # fmt: skip
+    drawn = coloured(panel, [(name, _series(1)) for name in ("GPU 0: hot", "GPU 1: hot", "GPU 2: hotter")])
+    assert [each.colour for each in drawn] == ["#f2495c", "#5794f2", "#ff9830"]
+
+
+def test_states_are_named_in_their_bars() -> None:
+    panel = Panel(
+        kind="state-timeline", title="t", description="d.", queries=(Query(expr="a", legend="{{uuid}}"),),
+        words={1.0: ("lost", "purple")},
+    )  # fmt: skip
+    assert ">lost</text>" in _page(panel, (_series(1, uuid="GPU-0"),))
+
+
 def test_a_page_says_that_it_is_a_preview_and_escapes_what_it_shows() -> None:
     made = _page(Panel(kind="stat", title="Held", description="d.", queries=(Query(expr="a"),)), (_series(3),))
     assert "preview, drawn from the demo's data" in made

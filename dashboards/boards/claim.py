@@ -7,6 +7,7 @@ from typing import Final
 from dashboards import expressions as by_account
 from dashboards import palette
 from dashboards.annotations import taints, xids
+from dashboards.boards.common import USED_WELL
 from dashboards.expressions import CLAIM, DEVICE, RANGE, RATE
 from dashboards.grafana import (
     CLUSTER_VARIABLE,
@@ -17,7 +18,6 @@ from dashboards.grafana import (
     Panel,
     Query,
     Row,
-    Step,
     Variable,
 )
 from dashboards.price import CURRENCY, PRICE_VARIABLE, cost
@@ -43,9 +43,6 @@ _TO_HEALTH: Final = Link(title="Health and taints", to="claimscope-health")
 _TO_CLAIMS: Final = Link(
     title="Claims of this namespace", to="claimscope-claims", variables={"namespace": "$namespace"}
 )
-_USED_WELL: Final = (
-    Step(colour=palette.BAD), Step(colour=palette.WARNING, value=0.3), Step(colour=palette.GOOD, value=0.6),
-)  # fmt: skip
 
 
 def _held(expr: str) -> str:
@@ -85,13 +82,23 @@ _FACTS: Final = Row(title="$namespace / $resourceclaim", panels=(
         words=by_account.words(palette.CLAIM), links=(_TO_CLAIMS,),
     ),
     Panel(
-        kind="stat", title="Devices", width=4, height=4, unit="short", no_value="0",
+        kind="stat", title="Devices", width=3, height=4, unit="short", no_value="none",
         description="GPUs and MIG devices that the claim is allocated. Those that it only looks at, by admin access, "
         "do not count.",
         queries=(Query(
             expr=f'count(max by (driver, pool, device) (dra_claim_device_info{{{_THIS}, admin_access="false"}}))',
             legend="devices", instant=True, may_be_empty=_NOT_HELD,
         ),),
+    ),
+    Panel(
+        kind="stat", title="Worst health", width=4, height=4, background=True, no_value="holds nothing",
+        description="The worst state of the devices that the claim holds, and of the GPUs of which it holds a part. "
+        "Which ones they are stands below.",
+        queries=(Query(
+            expr=f"max({_boards(f'({by_account.health(_NODES)})')})", legend="health", instant=True,
+            may_be_empty=_NOT_HELD,
+        ),),
+        words=by_account.words(palette.HEALTH), links=(_TO_HEALTH,),
     ),
     Panel(
         kind="stat", title="Busy while held", width=4, height=4, unit="percentunit", decimals=0,
@@ -101,24 +108,24 @@ _FACTS: Final = Row(title="$namespace / $resourceclaim", panels=(
             expr=by_account.busy_part(_THIS, "holder", CLAIM), legend="busy", instant=True,
             may_be_empty=_NOT_MEASURED,
         ),),
-        thresholds=_USED_WELL,
+        thresholds=USED_WELL,
     ),
     Panel(
-        kind="stat", title="GPU-hours", width=4, height=4, unit="short",
+        kind="stat", title="GPU-hours", width=3, height=4, unit="short",
         description="Held over the chosen time. A MIG device counts as its part of a GPU, a share as its share.",
         queries=(Query(
             expr=by_account.hours("held", _THIS, "holder"), legend="held", instant=True,
         ),),
     ),
     Panel(
-        kind="stat", title="Cost", width=4, height=4, unit=CURRENCY, decimals=2,
+        kind="stat", title="Cost", width=3, height=4, unit=CURRENCY, decimals=2,
         description="GPU-hours times the price of a GPU-hour, which is a variable of this board.",
         queries=(Query(
             expr=cost(by_account.hours("held", _THIS, "holder")), legend="cost", instant=True,
         ),),
     ),
     Panel(
-        kind="stat", title="Energy", width=4, height=4, unit="watth",
+        kind="stat", title="Energy", width=3, height=4, unit="watth",
         description="The claim's part of the energy that its devices used over the chosen time.",
         queries=(Query(
             expr=f"{by_account.of_claim('dra_claim_gpu_energy_joules_total', _THIS, RANGE)} / 3600", legend="energy",
@@ -158,9 +165,10 @@ _LIFE: Final = Row(title="How did it go?", panels=(
     ),
     Panel(
         kind="state-timeline", title="Health of its devices", width=8, height=6, no_value=_NOT_HELD,
-        description="The worst finding on each device that the claim holds, over time.",
+        description="The worst finding over time on each device that the claim holds, and on each GPU of which it "
+        "holds a part.",
         queries=(Query(
-            expr=_held(f"({by_account.health(_NODES)})"), legend="{{node}} GPU {{gpu}}", may_be_empty=_NOT_HELD,
+            expr=_boards(f"({by_account.health(_NODES)})"), legend="{{node}} GPU {{gpu}}", may_be_empty=_NOT_HELD,
         ),),
         words=by_account.words(palette.HEALTH), legend=False, links=(_TO_HEALTH,),
     ),
@@ -249,7 +257,7 @@ _WORK: Final = Row(title="What do its devices do?", panels=(
                 may_be_empty=_NOT_HELD,
             ),
         ),
-        colours={"size": palette.QUIET}, links=(_TO_NODE_OF_SERIES,),
+        colours={"size": palette.QUIET}, dashed=("size",), links=(_TO_NODE_OF_SERIES,),
     ),
     Panel(
         kind="timeseries", title="Power", width=8, height=8, unit="watt", minimum=0, stacked=True,
@@ -278,10 +286,7 @@ _WORK: Final = Row(title="What do its devices do?", panels=(
             "> 0",
             legend="{{reason}}", may_be_empty=_NOT_HELD_BACK,
         ),),
-        colours={
-            "sw_power_cap": palette.NOTICE, "sw_thermal": palette.WARNING, "hw_thermal": palette.BAD,
-            "hw_power_brake": palette.GONE,
-        },
+        colours=palette.THROTTLE,
     ),
     Panel(
         kind="timeseries", title="Temperature", width=8, height=8, unit="celsius",

@@ -11,6 +11,7 @@ from dashboards.boards.common import (
     CARE,
     CELL_ALARM,
     CELL_CARE,
+    LOST,
     NODES_VARIABLE,
     NOTE,
     TO_ITSELF,
@@ -21,7 +22,18 @@ from dashboards.boards.common import (
     now,
     tile,
 )
-from dashboards.expressions import CLUSTER, DEVICE, RANGE, RATE, grown, number, words
+from dashboards.expressions import (
+    AGENTS_ANSWER,
+    CLUSTER,
+    CONTROLLER_ANSWERS,
+    DEVICE,
+    RANGE,
+    RATE,
+    errors,
+    grown,
+    number,
+    words,
+)
 from dashboards.grafana import (
     CLUSTER_VARIABLE,
     DATASOURCE_VARIABLE,
@@ -37,12 +49,10 @@ _NODES: Final = f'{CLUSTER}, node=~"$node"'
 _HEALTHY: Final = "every device is healthy"
 _NOT_TAINTED: Final = "no device is tainted"
 _NO_MAINTENANCE: Final = "nobody asked for a maintenance"
-_FINDING: Final = f"{DEVICE}, rule, severity, state"
+_FINDING: Final = f"{DEVICE}, rule, state"
+_BAD_STATES: Final = {state: row for state, row in reversed(palette.HEALTH.items()) if state != "ok"}
 # From findings, which only devices have that are not well: the states of all others are many, and say nothing.
-_STATES: Final = number(
-    {state: row for state, row in reversed(palette.HEALTH.items()) if state != "ok"}, "gpu_health_finding_info", _NODES,
-    DEVICE, "severity",
-)  # fmt: skip
+_STATES: Final = number(_BAD_STATES, "gpu_health_finding_info", _NODES, DEVICE, "severity")
 _LONGEST: Final = (
     f"topk(50, max by ({DEVICE}) (count_over_time(gpu_health_finding_info{{{_NODES}}}[{RANGE}] @ end())))"
 )
@@ -50,7 +60,7 @@ _TAINT: Final = "cluster, driver, pool, device, node, key, value, effect, rule"
 
 
 def _in(state: str) -> str:
-    return counted(f'max by (cluster, node, uuid) (gpu_health{{{_NODES}, state="{state}"}}) == 1')
+    return counted(f'max by (cluster, node, uuid) (gpu_health{{{_NODES}, state="{state}"}}) == 1', AGENTS_ANSWER)
 
 
 _WRONG: Final = Row(title="What is wrong now?", panels=(
@@ -59,7 +69,7 @@ _WRONG: Final = Row(title="What is wrong now?", panels=(
         "was not contained.", now(_in("unhealthy"), "unhealthy"), thresholds=ALARM,
     ),
     tile("Lost", "Devices that do not answer, or that were there and are gone.", now(_in("lost"), "lost"),
-         thresholds=ALARM),
+         thresholds=LOST),
     tile(
         "Degraded", "Devices with a finding that does not keep work away: slowed by heat, errors that were corrected.",
         now(_in("degraded"), "degraded"), thresholds=CARE,
@@ -87,17 +97,24 @@ _WRONG: Final = Row(title="What is wrong now?", panels=(
     ),
     Panel(
         kind="table", title="Findings", width=10, height=10, sort_by="-Severity", no_value=_HEALTHY,
-        description="Rules of health that stand against a device. firing: it is so now. latched: it was so, and only a "
-        "reset of the GPU or an acknowledgement clears it. The evidence is in `claimscope explain gpu UUID`.",
-        queries=(Query(
-            expr=f"max by ({_FINDING}) (gpu_health_finding_info{{{_NODES}}}) * on ({DEVICE}, rule) group_left () "
-            f"(time() - max by ({DEVICE}, rule) (gpu_health_finding_since_timestamp_seconds{{{_NODES}}}))",
-            may_be_empty=_HEALTHY,
-        ),),
+        description="Rules of health that stand against a device, the worst first. firing: it is so now. latched: it "
+        "was so, and only a reset of the GPU or an acknowledgement clears it. The evidence is in `claimscope explain "
+        "gpu UUID`.",
+        queries=(
+            Query(
+                expr=f"max by ({_FINDING}) (gpu_health_finding_info{{{_NODES}}}) * on ({DEVICE}, rule) group_left () "
+                f"(time() - max by ({DEVICE}, rule) (gpu_health_finding_since_timestamp_seconds{{{_NODES}}}))",
+                may_be_empty=_HEALTHY,
+            ),
+            Query(
+                expr=number(_BAD_STATES, "gpu_health_finding_info", _NODES, _FINDING, "severity"),
+                may_be_empty=_HEALTHY,
+            ),
+        ),
         columns=(
-            Column(source="severity", title="Severity", width=90, colours={
-                state: colour for state, (_, colour) in palette.HEALTH.items() if state != "ok"
-            }),
+            Column(source="B", title="Severity", width=90, colours={
+                state: colour for state, (_, colour) in _BAD_STATES.items()
+            }, words={float(value): state for state, (value, _) in _BAD_STATES.items()}),
             Column(source="node", title="Node", links=(TO_NODE,)),
             Column(source="gpu", title="GPU", width=50),
             Column(source="rule", title="Rule"),
@@ -174,7 +191,7 @@ _DOES: Final = Row(title="What does claimscope do about it?", panels=(
         "Rules without effect", "DeviceTaintRules of claimscope of which the cluster has said nothing for a minute: a "
         "feature gate is off, or the controller for them does not run.",
         now(
-            f"sum(max by (cluster, rule) (dra_taint_rule_ineffective{{{CLUSTER}}})) or vector(0)", "rules",
+            f"sum(max by (cluster, rule) (dra_taint_rule_ineffective{{{CLUSTER}}})) or {CONTROLLER_ANSWERS}", "rules",
         ),
         thresholds=ALARM,
     ),
@@ -299,11 +316,6 @@ _ASIDE: Final = Row(title="Maintenance, constraints and evictions", collapsed=Tr
 ))  # fmt: skip
 
 
-def _grown(family: str, selector: str = "", by: str = "") -> str:
-    """Devices on which a counter grew in the time of the board, and by how much."""
-    return f"topk(100, sum by ({DEVICE}) {grown(family, _NODES + selector, DEVICE + by)}) > 0"
-
-
 def _set(family: str) -> str:
     return f"max by ({DEVICE}) ({family}{{{_NODES}}}) == 1"
 
@@ -311,7 +323,8 @@ def _set(family: str) -> str:
 _YES: Final = {1.0: "yes"}
 _CLEAN: Final = "no memory error in this time, and none that waits for a reset"
 _LINKS_GOOD: Final = "every NVLink works, or there is none"
-_DOWN: Final = f"count by ({DEVICE}) (max by ({DEVICE}, link) (gpu_nvlink_up{{{_NODES}}}) == 0)"
+_DOWN: Final = f"max by ({DEVICE}) (device:gpu_nvlink_down:count{{{_NODES}}})"
+_ECC: Final = "device_type:gpu_ecc_device_errors:increase5m"
 _XIDS: Final = f"max by ({DEVICE}, xid) (gpu_xid_last_timestamp_seconds{{{_NODES}}})"
 _SLOWED: Final = "hw_thermal|sw_thermal|hw_power_brake"
 
@@ -323,7 +336,7 @@ _HARDWARE: Final = Row(title="What does the hardware say? Over the chosen time",
         queries=(
             Query(expr=f"time() - {_XIDS}", may_be_empty="no XID was reported"),
             Query(
-                expr=f"{grown('gpu_xid_errors_total', _NODES, f'{DEVICE}, xid', from_nothing=True)} > 0",
+                expr=f"{grown('gpu_xid_errors_total', _NODES, f'{DEVICE}, xid')} > 0",
                 may_be_empty="no XID was reported in this time",
             ),
         ),
@@ -337,12 +350,12 @@ _HARDWARE: Final = Row(title="What does the hardware say? Over the chosen time",
     ),
     Panel(
         kind="table", title="Memory", width=12, height=9, sort_by="-Uncorrected", no_value=_CLEAN,
-        description="Devices with errors in their memory, or with rows that wait to be replaced. A row without a spare "
-        "one is a case for the manufacturer.",
+        description="Devices with errors in their memory, counted up to five minutes ago, or with rows that wait to be "
+        "replaced. A row without a spare one is a case for the manufacturer.",
         queries=(
-            Query(expr=_grown("gpu_ecc_device_errors_total", ', type="uncorrected"'), may_be_empty=_CLEAN),
-            Query(expr=_grown("gpu_ecc_device_errors_total", ', type="corrected"'), may_be_empty=_CLEAN),
-            Query(expr=_grown("gpu_remapped_rows_total", by=", type"), may_be_empty=_CLEAN),
+            Query(expr=errors(_ECC, f'{_NODES}, type="uncorrected"'), may_be_empty=_CLEAN),
+            Query(expr=errors(_ECC, f'{_NODES}, type="corrected"'), may_be_empty=_CLEAN),
+            Query(expr=errors("device:gpu_remapped_rows:increase5m", _NODES), may_be_empty=_CLEAN),
             Query(expr=_set("gpu_row_remap_pending"), may_be_empty=_CLEAN),
             Query(expr=_set("gpu_row_remap_failure"), may_be_empty=_CLEAN),
         ),
@@ -358,10 +371,11 @@ _HARDWARE: Final = Row(title="What does the hardware say? Over the chosen time",
     ),
     Panel(
         kind="table", title="NVLink", width=8, height=8, sort_by="-Down", no_value=_LINKS_GOOD,
-        description="GPUs with NVLinks that are down, or with errors on them.",
+        description="GPUs with NVLinks that are down, or with errors on them, counted up to five minutes ago. One "
+        "error is often counted as a replay, a recovery and a CRC error: shown is the type with most.",
         queries=(
             Query(expr=_DOWN, may_be_empty=_LINKS_GOOD),
-            Query(expr=_grown("gpu_nvlink_errors_total", by=", type"), may_be_empty=_LINKS_GOOD),
+            Query(expr=errors("device:gpu_nvlink_errors:increase5m", _NODES), may_be_empty=_LINKS_GOOD),
         ),
         columns=(
             Column(source="node", title="Node", links=(TO_NODE,)),
@@ -380,7 +394,7 @@ _HARDWARE: Final = Row(title="What does the hardware say? Over the chosen time",
             f'(rate(gpu_throttle_seconds_total{{{_NODES}, reason=~"{_SLOWED}"}}[{RATE}]))) > 0',
             legend="{{node}} GPU {{gpu}}: {{reason}}", instant=True, may_be_empty="no GPU is slowed by heat or power",
         ),),
-        thresholds=(Step(colour=palette.WARNING),),
+        patterns=palette.by_reason(),
     ),
     Panel(
         kind="bargauge", title="Which rules find something", width=8, height=8, unit="short", minimum=0,
@@ -399,7 +413,8 @@ _HARDWARE: Final = Row(title="What does the hardware say? Over the chosen time",
 BOARD: Final = Dashboard(
     uid="claimscope-health",
     title="claimscope / Health and taints",
-    description="What is wrong with devices, what claimscope does about it, and within which bounds.",
+    description="What is wrong with devices, what claimscope does about it, and within which bounds. "
+    "It reads the recording rules of claimscope.",
     variables=(
         DATASOURCE_VARIABLE, CLUSTER_VARIABLE, NODES_VARIABLE,
     ),

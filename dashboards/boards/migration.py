@@ -14,7 +14,7 @@ from dashboards.boards.common import (
     now,
     tile,
 )
-from dashboards.expressions import CLUSTER, OF_CLAIMS, OF_PODS, SCOPE, Quantity, gpus
+from dashboards.expressions import AGENTS_ANSWER, CLUSTER, CONTROLLER_ANSWERS, SCOPE, Quantity, gpus
 from dashboards.grafana import (
     CLUSTER_VARIABLE,
     DATASOURCE_VARIABLE,
@@ -63,8 +63,8 @@ _FAR: Final = Row(title="How far is the move?", panels=(
     tile(
         "Devices handed out by DRA", "Part of the devices that pods hold now, by the nodes' agents, that they have by "
         "DRA: through a claim, or through an extended resource that a device class backs.",
-        now(f"({_held(_BY_CLAIM)} or vector(0)) / {_held()}", "by DRA", "nobody holds a device"),
-        unit="percentunit", decimals=0, no_value="none is held", thresholds=(
+        now(f"({_held(_BY_CLAIM)} or {AGENTS_ANSWER}) / {_held()}", "by DRA", "nobody holds a device"),
+        unit="percentunit", decimals=0, no_value="none held, or unknown", thresholds=(
             Step(colour=palette.STATES["device_plugin"]), Step(colour=palette.STATES["both"], value=0.01),
             Step(colour=palette.STATES["dra"], value=1),
         ),
@@ -72,13 +72,14 @@ _FAR: Final = Row(title="How far is the move?", panels=(
     tile(
         "Pods on the device plugin", "Active pods that ask for accelerators the old way: they have to move before the "
         "plugin can go.",
-        now(f"{_of_kind('dra_migration_pods', '', 'device_plugin')} or vector(0)", "pods"),
+        now(f"{_of_kind('dra_migration_pods', '', 'device_plugin')} or {CONTROLLER_ANSWERS}", "pods"),
         thresholds=(Step(colour=palette.GOOD), Step(colour=palette.STATES["device_plugin"], value=1)),
     ),
     tile(
         "Pods, extended resource", "Active pods that still write nvidia.com/gpu and get it by DRA "
         "(KEP-5004). They need no change.",
-        now(f"{_of_kind('dra_migration_pods', '', 'extended_resource')} or vector(0)", "pods"), thresholds=PLAIN,
+        now(f"{_of_kind('dra_migration_pods', '', 'extended_resource')} or {CONTROLLER_ANSWERS}", "pods"),
+        thresholds=PLAIN,
     ),
     tile(
         "Nodes without DRA", "Nodes that only a device plugin serves.",
@@ -88,7 +89,7 @@ _FAR: Final = Row(title="How far is the move?", panels=(
     tile(
         "Devices offered twice", "Devices that a node offers through the device plugin and through DRA at once. Both "
         "can give the same GPU to different pods.",
-        now(f"sum({_TWICE}) or vector(0)", "devices"),
+        now(f"sum({_TWICE}) or {CONTROLLER_ANSWERS}", "devices"),
         thresholds=(Step(colour=palette.GOOD), Step(colour=palette.BAD, value=1)),
     ),
     tile(
@@ -162,12 +163,8 @@ _LEFT: Final = Row(title="What is left to do?", panels=(
 ))  # fmt: skip
 
 
-def _sum(quantity: Quantity, holders: str) -> str:
-    return f"sum({gpus(quantity, SCOPE + holders, 'holder')})"
-
-
-def _used(holders: str) -> str:
-    return f"{_sum('busy', holders)} / ({_sum('measured', holders)} > 0)"
+def _sum(quantity: Quantity) -> str:
+    return f"sum by (source) ({gpus(quantity, SCOPE, 'namespace_source')})"
 
 
 def _of_dcgm(family: str) -> str:
@@ -185,7 +182,6 @@ def _ours(family: str, selector: str = "") -> str:
     return f"max by (cluster, uuid) (avg_over_time({family}{{{CLUSTER}{selector}}}[{_WINDOW}]))"
 
 
-_WITH_PLUGIN: Final = "no pod uses the device plugin"
 _PARITY: Final = (
     ("GPU utilization", f"{_of_dcgm('DCGM_FI_DEV_GPU_UTIL')} / 100",
      _ours("gpu_utilization_ratio", ', engine="gpu"'), "1"),
@@ -200,23 +196,14 @@ _SAME: Final = Row(title="Do both ways count the same?", panels=(
         kind="timeseries", title="GPUs held", width=8, height=8, unit="short", minimum=0,
         description="GPUs that claims hold and that pods of the device plugin hold, as the agents account for them; "
         "MIG devices count as their part of a GPU. While work moves, one line rises as the other falls.",
-        queries=(
-            Query(expr=_sum("held", OF_CLAIMS), legend="claim"),
-            Query(
-                expr=_sum("held", OF_PODS), legend="device_plugin",
-                may_be_empty=_WITH_PLUGIN,
-            ),
-        ),
+        queries=(Query(expr=_sum("held"), legend="{{source}}"),),
         colours=_COLOURS,
     ),
     Panel(
         kind="timeseries", title="Busy while held", width=8, height=8, unit="percentunit", minimum=0, maximum=1,
         description="Part of the held time in which the GPUs worked, both ways. MIG devices on which that cannot be "
         "measured are left out.",
-        queries=(
-            Query(expr=_used(OF_CLAIMS), legend="claim"),
-            Query(expr=_used(OF_PODS), legend="device_plugin", may_be_empty=_WITH_PLUGIN),
-        ),
+        queries=(Query(expr=f"{_sum('busy')} / ({_sum('measured')} > 0)", legend="{{source}}"),),
         colours=_COLOURS,
     ),
     Panel(

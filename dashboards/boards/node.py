@@ -11,15 +11,17 @@ from dashboards.boards.common import (
     CARE,
     CELL_ALARM,
     CELL_CARE,
+    HOT_CELSIUS,
     TO_CLAIM,
     TO_HEALTH,
     TO_ITSELF,
+    WARM_CELSIUS,
     counted,
     now,
     silent_for,
     tile,
 )
-from dashboards.expressions import DEVICE, RANGE, RATE, health, number, words
+from dashboards.expressions import CONTROLLER_ANSWERS, DEVICE, RANGE, RATE, health, number, words
 from dashboards.grafana import (
     CLUSTER_VARIABLE,
     DATASOURCE_VARIABLE,
@@ -35,6 +37,7 @@ from dashboards.grafana import (
 _NODE: Final = 'cluster=~"$cluster", node="$node"'
 _BOARDS: Final = f'{_NODE}, uuid=~"GPU-.*"'  # GPUs as they are plugged in
 _KUBELET: Final = "the kubelet's own metrics are not scraped, or no claim was prepared in this time"
+_ANSWERS: Final = f"0 * max(gpu_up{{{_NODE}}})"  # the agent of the node
 _UNSUPPORTED: Final = "GPUs that do not report it"
 _SM: Final = ', domain="sm"'
 _NO_YES: Final = {0.0: "no", 1.0: "yes"}
@@ -49,10 +52,9 @@ def _per_second(family: str) -> str:
     return f"max by ({DEVICE}) (rate({family}{{{_NODE}}}[{RATE}]))"
 
 
-def _grown(family: str, selector: str = "", by: str = "") -> str:
-    """What a counter, with all values of one more label, gained in the time of the board."""
-    inner = f"max by ({DEVICE}{by}) (increase({family}{{{_NODE}{selector}}}[{RANGE}]))"
-    return f"round(sum by ({DEVICE}) ({inner}))"
+def _grown(family: str, selector: str = "") -> str:
+    """What a counter gained in the time of the board; of several types the one that gained most."""
+    return f"round(max by ({DEVICE}) (increase({family}{{{_NODE}{selector}}}[{RANGE}])))"
 
 
 def _gpu_column() -> Column:
@@ -62,7 +64,7 @@ def _gpu_column() -> Column:
 _FIT: Final = Row(title="Are its GPUs fit for work?", panels=(
     tile(
         "GPUs that do not answer", "GPUs of the node from which the agent has no fresh reading.",
-        now(counted(f"max by ({DEVICE}) (gpu_up{{{_BOARDS}}}) == 0"), "silent"), thresholds=ALARM,
+        now(counted(f"max by ({DEVICE}) (gpu_up{{{_BOARDS}}}) == 0", _ANSWERS), "silent"), thresholds=ALARM,
     ),
     tile(
         "Worst health", "The worst state of any device of the node.",
@@ -71,8 +73,8 @@ _FIT: Final = Row(title="Are its GPUs fit for work?", panels=(
     ),
     tile(
         "Findings", "Rules of health that stand against devices of the node.",
-        now(counted(f"max by ({DEVICE}, rule) (gpu_health_finding_info{{{_NODE}}})"), "findings"), thresholds=CARE,
-        links=(TO_HEALTH,),
+        now(counted(f"max by ({DEVICE}, rule) (gpu_health_finding_info{{{_NODE}}})", _ANSWERS), "findings"),
+        thresholds=CARE, links=(TO_HEALTH,),
     ),
     tile(
         "Kept from work", "Devices that get no new claim because of a taint, whoever put it there.",
@@ -87,10 +89,10 @@ _FIT: Final = Row(title="Are its GPUs fit for work?", panels=(
     tile(
         "Maintenance", "How far a maintenance is that somebody asked for with `claimscope maintenance start`.",
         now(
-            f"max({number(palette.MAINTENANCE, 'dra_node_maintenance_state', _NODE, 'cluster, node')})",
-            "maintenance", "nobody asked for a maintenance",
+            f"max({number(palette.MAINTENANCE, 'dra_node_maintenance_state', _NODE, 'cluster, node')}) "
+            f"or {CONTROLLER_ANSWERS}", "maintenance",
         ),
-        thresholds=(Step(colour=palette.NOTICE),), words=words(palette.MAINTENANCE), no_value="none",
+        thresholds=(Step(colour=palette.NOTICE),), words={0.0: ("no", palette.GOOD), **words(palette.MAINTENANCE)},
     ),
     tile(
         "Agent's last heartbeat", "Since the agent last renewed its Lease. After two minutes the node is unmonitored: "
@@ -128,7 +130,8 @@ _FIT: Final = Row(title="Are its GPUs fit for work?", panels=(
             )),
             Column(source="F", title="Power", unit="watt", width=90),
             Column(source="G", title="Temperature", unit="celsius", width=110, thresholds=(
-                Step(colour="text"), Step(colour=palette.WARNING, value=80), Step(colour=palette.BAD, value=90),
+                Step(colour="text"), Step(colour=palette.WARNING, value=WARM_CELSIUS),
+                Step(colour=palette.BAD, value=HOT_CELSIUS),
             )),
         ),
     ),
@@ -183,7 +186,7 @@ _HEAT: Final = Row(title="Heat, power and clocks", panels=(
                 may_be_empty=_UNSUPPORTED,
             ),
         ),
-        colours={"slows down": palette.BAD},
+        colours={**palette.of_gpus(), "slows down": palette.BAD}, dashed=("slows down",),
     ),
     Panel(
         kind="timeseries", title="Power", width=12, unit="watt", minimum=0,
@@ -193,7 +196,7 @@ _HEAT: Final = Row(title="Heat, power and clocks", panels=(
             Query(expr=_newest("gpu_power_watts"), legend="GPU {{gpu}}"),
             Query(expr=f'min(gpu_power_limit_watts{{{_NODE}, kind="enforced"}})', legend="limit in force"),
         ),
-        colours={"limit in force": palette.BAD},
+        colours={**palette.of_gpus(), "limit in force": palette.BAD}, dashed=("limit in force",),
     ),
     Panel(
         kind="timeseries", title="What holds clocks back", width=12, unit="percentunit", minimum=0, maximum=1,
@@ -204,6 +207,7 @@ _HEAT: Final = Row(title="Heat, power and clocks", panels=(
             expr=f"max by ({DEVICE}, reason) (rate(gpu_throttle_seconds_total{{{_NODE}}}[{RATE}])) > 0",
             legend="GPU {{gpu}}: {{reason}}", may_be_empty="nothing holds the clocks back",
         ),),
+        patterns=palette.by_reason(),
     ),
     Panel(
         kind="timeseries", title="Clock of the multiprocessors", width=12, unit="percentunit", minimum=0, maximum=1,
@@ -212,6 +216,7 @@ _HEAT: Final = Row(title="Heat, power and clocks", panels=(
         queries=(Query(
             expr=f"{_newest('gpu_clock_hertz', _SM)} / {_newest('gpu_clock_max_hertz', _SM)}", legend="GPU {{gpu}}",
         ),),
+        colours=palette.of_gpus(),
     ),
 ))  # fmt: skip
 
@@ -224,7 +229,10 @@ _ERRORS: Final = Row(title="Memory, NVLink and PCIe. Counts over the chosen time
         queries=(
             Query(expr=_grown("gpu_ecc_device_errors_total", ', type="corrected"')),
             Query(expr=_grown("gpu_ecc_device_errors_total", ', type="uncorrected"')),
-            Query(expr=_grown("gpu_remapped_rows_total", by=", type")),
+            Query(
+                expr=f"round(sum by ({DEVICE}) (max by ({DEVICE}, type) "
+                f"(increase(gpu_remapped_rows_total{{{_NODE}}}[{RANGE}]))))",
+            ),
             Query(expr=_newest("gpu_row_remap_pending")),
             Query(expr=_newest("gpu_row_remap_failure")),
         ),
@@ -240,14 +248,15 @@ _ERRORS: Final = Row(title="Memory, NVLink and PCIe. Counts over the chosen time
     Panel(
         kind="table", title="Links of each GPU", width=12, height=8, sort_by="GPU",
         description="NVLinks and the PCIe link. One NVLink that is down slows every collective of a job that spans the "
-        "GPU. An idle GPU may lower its PCIe generation; fewer lanes than the slot has are a fault.",
+        "GPU. One error is often counted as a replay, a recovery and a CRC error: shown is the type with most. An idle "
+        "GPU may lower its PCIe generation; fewer lanes than the slot has are a fault.",
         queries=(
             Query(expr=_newest("gpu_nvlink_links"), may_be_empty="GPUs without NVLink"),
             Query(
                 expr=f"sum by ({DEVICE}) (1 - max by ({DEVICE}, link) (gpu_nvlink_up{{{_NODE}}}))",
                 may_be_empty="GPUs without NVLink",
             ),
-            Query(expr=_grown("gpu_nvlink_errors_total", by=", type"), may_be_empty="GPUs without NVLink"),
+            Query(expr=_grown("gpu_nvlink_errors_total"), may_be_empty="GPUs without NVLink"),
             Query(expr=_newest("gpu_pcie_link_width")),
             Query(expr=f"{_newest('gpu_pcie_link_width_max')} - {_newest('gpu_pcie_link_width')}"),
             Query(expr=_newest("gpu_pcie_link_generation")),
@@ -271,6 +280,7 @@ _ERRORS: Final = Row(title="Memory, NVLink and PCIe. Counts over the chosen time
             expr=f"{_per_second('gpu_nvlink_transmit_bytes_total')} + {_per_second('gpu_nvlink_receive_bytes_total')}",
             legend="GPU {{gpu}}", may_be_empty="GPUs without NVLink, or without a driver that counts its bytes",
         ),),
+        colours=palette.of_gpus(),
     ),
     Panel(
         kind="timeseries", title="PCIe traffic", width=12, unit="Bps", minimum=0,
@@ -280,6 +290,7 @@ _ERRORS: Final = Row(title="Memory, NVLink and PCIe. Counts over the chosen time
             expr=f"{_per_second('gpu_pcie_transmit_bytes_total')} + {_per_second('gpu_pcie_receive_bytes_total')}",
             legend="GPU {{gpu}}",
         ),),
+        colours=palette.of_gpus(),
     ),
 ))  # fmt: skip
 

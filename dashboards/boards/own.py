@@ -9,6 +9,7 @@ from dashboards.boards.common import (
     ALARM,
     CELL_ALARM,
     CELL_CARE,
+    LEADS,
     NODES_VARIABLE,
     TO_CLAIMS,
     TO_HEALTH,
@@ -72,10 +73,12 @@ _BEAT_LATE: Final = 90  # seconds; agents renew once a minute
 _KUBELET_LATE: Final = 30  # seconds; agents ask once a second
 _NO_TROUBLE: Final = "no agent is in trouble"
 
+_TARGETS: Final = f'max by ({TARGET}) (up{{{CLUSTER}, job=~".*claimscope-agent.*"}})'
+
 _TRUST: Final = Row(title="Can the figures be trusted?", panels=(
     tile(
         "Agents that do not answer", "Agents that Prometheus cannot scrape.",
-        now(counted(f'max by ({TARGET}) (up{{{CLUSTER}, job=~".*claimscope-agent.*"}}) == 0'), "silent"),
+        now(counted(f"{_TARGETS} == 0", f"0 * max({_TARGETS})"), "silent"),
         thresholds=ALARM,
     ),
     tile(
@@ -87,9 +90,7 @@ _TRUST: Final = Row(title="Can the figures be trusted?", panels=(
         "Leading controllers", "Exactly one replica of a cluster leads, watches the cluster and serves its series. "
         "Shown for the cluster that has the fewest.",
         now(f"min(sum by (cluster) ({controller('leader')}))", "leaders"), no_value="none",
-        thresholds=(
-            Step(colour=palette.BAD), Step(colour=palette.GOOD, value=1), Step(colour=palette.WARNING, value=2),
-        ),
+        no_value_colour=palette.BAD, thresholds=LEADS,
     ),
     tile(
         "Watches that are not open", "Kinds of objects whose changes the leader does not see now.",

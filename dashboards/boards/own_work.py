@@ -6,7 +6,7 @@ from typing import Final
 
 from dashboards import palette
 from dashboards.boards.common import TO_NODE_OF_SERIES
-from dashboards.expressions import CLUSTER, RANGE
+from dashboards.expressions import CLUSTER, CONTROLLER_ANSWERS, RANGE
 from dashboards.grafana import Panel, Query, Row, Step
 from dashboards.own_series import (
     BEAT_AGE,
@@ -99,7 +99,7 @@ AGENTS: Final = Row(title="Agents at work", collapsed=True, panels=(
             Query(expr=f"sum({agent_rate('unobserved_seconds_total')})", legend="devices unwatched"),
             Query(expr=f"sum({agent_rate('sampler_dropped_messages_total')})", legend="windows"),
             Query(
-                expr=f"sum({agent_rate('journal_writes_total', ', result', NOT_OK)}) or vector(0)",
+                expr=f"sum({agent_rate('journal_writes_total', ', result', NOT_OK)}) or 0 * max({agent('nvml_up')})",
                 legend="journal writes",
             ),
             Query(
@@ -173,11 +173,12 @@ CONTROLLER: Final = Row(title="The controller at work", collapsed=True, panels=(
                 legend="seconds since the last round",
             ),
             Query(
-                expr=f"sum({controller_rate('taint_writes_total', ', verb, result', NOT_OK)}) or vector(0)",
+                expr=f"sum({controller_rate('taint_writes_total', ', verb, result', NOT_OK)}) "
+                f"or {CONTROLLER_ANSWERS}",
                 legend="failed writes",
             ),
             Query(
-                expr=f"sum({controller_rate('lease_errors_total', ', reason')}) or vector(0)",
+                expr=f"sum({controller_rate('lease_errors_total', ', reason')}) or {CONTROLLER_ANSWERS}",
                 legend="failed renewals of the lease",
             ),
         ),
