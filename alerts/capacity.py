@@ -27,7 +27,7 @@ and on (cluster, deviceclass)
   {SLOW}{long}
   * on (cluster, deviceclass)
   sum by (cluster, deviceclass) (
-    max by (cluster, deviceclass, phase) (increase(dra_allocation_duration_seconds_count{{phase="binding"}}[{long}]))
+    max by (cluster, deviceclass, instance) (increase(dra_allocation_duration_seconds_count{{phase="binding"}}[{long}]))
   )
 ) >= [[allocations]]""",
         thresholds={"factor": factor, "objective": _OBJECTIVE, "allocations": 5},

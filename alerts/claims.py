@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Final
 
 from alerts.model import Alert, Group
-from alerts.recording import APART, LOAD, MEDIAN, UNHEALTHY
+from alerts.recording import APART, LOAD, MEDIAN, STALLED, UNHEALTHY
 from alerts.words import (
     CLAIM,
     HOLDING,
     MEMBER,
+    STUCK,
     THE_CLUSTER,
     THE_WORKLOAD,
     WAITS,
@@ -26,11 +27,16 @@ _WORKLOAD_LABELS: Final = ("cluster", "namespace", "workload_kind", "workload")
 _OF_WORKLOAD: Final = "cluster=%q,namespace=%q,workload_kind=%q,workload=%q"
 
 
+def _stuck(reason: str) -> str:
+    """How long claims have waited for a reason, in seconds; not how long they have waited in all."""
+    return f'time() - {STUCK}{{reason=~"{reason}"}}'
+
+
 def _waiting(reason: str, *labels: str) -> str:
     """The three claims that have waited longest for a reason, in words."""
     matchers = ",".join([*(f"{label}=%q" for label in labels), f'reason=~"{reason}"'])
     return each(
-        f"topk(3, {WAITS}{{{matchers}}})",
+        f"topk(3, time() - {STUCK}{{{matchers}}})",
         *labels,
         text=" {{ .Labels.namespace }}/{{ or .Labels.resourceclaim .Labels.pod }} ({{ humanizeDuration .Value }}).",
     )
@@ -41,7 +47,13 @@ OWNERS: Final = Group(
     rules=(
         Alert(
             name="DRAClaimPendingTooLong",
-            expr=f"max by ({WORKLOAD}) ({WAITS}) > [[seconds]]",
+            # The wait began with the pod: what a queue has just let go may have been kept back for hours on purpose.
+            expr=f"""
+max by ({WORKLOAD}) (
+  {WAITS}
+  unless on ({CLAIM}, pod, deviceclass)
+  max_over_time(dra_claim_pending_reason{{reason="gated"}}[[[seconds]]s])
+) > [[seconds]]""",
             thresholds={"seconds": 300},
             severity="warning",
             owner="workload",
@@ -75,7 +87,11 @@ count by ({WORKLOAD}) (
             expr=f"""
 count by ({WORKLOAD}) (max by ({WORKLOAD}, node, uuid) ({APART}))
 and on ({WORKLOAD})
-(max by ({WORKLOAD}) ({LOAD}{{quantity="busy"}}) > [[working]])""",
+(
+  max by ({WORKLOAD}) ({LOAD}{{quantity="busy"}}) > [[working]]
+  or
+  max by ({WORKLOAD}) ({LOAD}{{resourceclaim!=""}})
+)""",
             thresholds={"working": 0.3},
             hold="15m",
             severity="warning",
@@ -90,7 +106,7 @@ and on ({WORKLOAD})
             )
             + " Median:"
             + each(
-                f"{MEDIAN}{{{_OF_WORKLOAD}}}",
+                f"sort_desc({MEDIAN}{{{_OF_WORKLOAD}}})",
                 *_WORKLOAD_LABELS,
                 text=" {{ .Labels.quantity }} {{ humanizePercentage .Value }}.",
             ),
@@ -136,15 +152,14 @@ max by ({WORKLOAD}) (
 count by ({WORKLOAD}) (
   (
     claim:dra_claim_gpu_busy_per_allocated:ratio_rate5m < [[ratio]]
-    and on ({CLAIM})
-    (time() - max by ({CLAIM}) (dra_claim_created_timestamp_seconds) > [[age_seconds]])
+    unless on ({CLAIM})
+    (time() - max by ({CLAIM}) (dra_claim_created_timestamp_seconds) <= [[age_seconds]])
   )
   * on ({CLAIM}) group_left (workload_kind, workload)
   {HOLDING}
 )""",
             thresholds={"ratio": 0.05, "age_seconds": 7200},
             hold="1h",
-            keep_firing="15m",
             severity="info",
             owner="workload",
             summary="A workload holds devices that do nothing.",
@@ -156,12 +171,13 @@ count by ({WORKLOAD}) (
 CLUSTER: Final = Group(
     name="dra-claims-stuck",
     rules=(
-        # By these two reasons the controller itself has found free devices that fit. It must be able to look: what it
-        # cannot know (reason unknown) is no reason to wake anybody.
+        # By these reasons the controller itself has found free devices that fit, or the scheduler said that it did not
+        # get to the end. The controller must be able to look: what it cannot know (reason unknown) is no reason to wake
+        # anybody.
         Alert(
             name="DRASchedulingStalled",
             expr=f"""
-count by (cluster, deviceclass) ({WAITS}{{reason=~"scheduling|scheduler_timeout"}} > [[seconds]])
+count by (cluster, deviceclass) ({_stuck(STALLED)} >= [[seconds]])
 unless on (cluster)
 max by (cluster) (claimscope_controller_selector_engine_up) == 0""",
             thresholds={"seconds": 600},
@@ -171,11 +187,11 @@ max by (cluster) (claimscope_controller_selector_engine_up) == 0""",
             description="{{ $value }} claims of class {{ $labels.deviceclass }}"
             + THE_CLUSTER
             + " wait although devices are free:"
-            + _waiting("scheduling|scheduler_timeout", "cluster", "deviceclass"),
+            + _waiting(STALLED, "cluster", "deviceclass"),
         ),
         Alert(
             name="DRADriverAbsent",
-            expr=f'count by (cluster, deviceclass) ({WAITS}{{reason="no_driver"}} > [[seconds]])',
+            expr=f"count by (cluster, deviceclass) ({_stuck('no_driver')} >= [[seconds]])",
             thresholds={"seconds": 300},
             severity="critical",
             owner="platform",
@@ -185,22 +201,33 @@ max by (cluster) (claimscope_controller_selector_engine_up) == 0""",
             + ":"
             + _waiting("no_driver", "cluster", "deviceclass"),
         ),
+        # One page for a driver that is broken everywhere: one hand mends it, on however many nodes a job has devices.
+        # With --claim-series=off nobody says which driver it is.
         Alert(
             name="DRAPrepareFailing",
             expr=f"""
-count by (cluster, node) (
-  max by ({CLAIM}, node) (dra_claim_device_info)
+count by (cluster, driver) (
+  max by ({CLAIM}, driver) (dra_claim_device_info)
   and on ({CLAIM})
-  ({WAITS}{{reason="prepare_failed"}} > [[seconds]])
-)""",
+  ({_stuck("prepare_failed")} >= [[seconds]])
+)
+or
+count by (cluster) ({_stuck("prepare_failed")} >= [[seconds]] unless on ({CLAIM}) dra_claim_device_info)""",
             thresholds={"seconds": 300},
             severity="critical",
             owner="platform",
-            summary="A node cannot prepare allocated devices.",
-            description="Node {{ $labels.node }}"
+            summary="Nodes cannot prepare allocated devices.",
+            description="Devices{{ with $labels.driver }} of driver {{ . }}{{ end }}"
             + THE_CLUSTER
-            + " cannot prepare the devices of {{ $value }} claims."
-            + " In the whole cluster:"
+            + " cannot be prepared for {{ $value }} claims. Nodes:"
+            + each(
+                f"topk(5, count by (node) (max by ({CLAIM}, node) (dra_claim_device_info{{cluster=%q,driver=%q}})"
+                f' and on ({CLAIM}) {STUCK}{{reason="prepare_failed"}}))',
+                "cluster",
+                "driver",
+                text=" {{ .Labels.node }} ({{ .Value }}).",
+            )
+            + " Longest:"
             + _waiting("prepare_failed", "cluster"),
         ),
         Alert(

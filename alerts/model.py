@@ -42,7 +42,9 @@ class Alert:
     summary: str  # a whole sentence, the same for each of its notifications
     description: str  # with labels and value
     hold: str = ""  # how long it must be so: Prometheus' `for`
-    keep_firing: str = ""  # Prometheus' `keep_firing_for`
+    # Prometheus' `keep_firing_for`. Series are absent while an agent or controller is replaced: nothing was cured then,
+    # and nobody is to be told so, and of the same thing again.
+    keep_firing: str = "10m"
     thresholds: Mapping[str, float] = field(default_factory=dict)  # [[name]] in the expression
     labels: Mapping[str, str] = field(default_factory=dict)
     not_in_demo: str = ""  # why the simulator cannot cause it; "": it can

@@ -6,9 +6,17 @@ from typing import Final
 
 from alerts.model import Alert, Group
 from alerts.recording import AGENTS as AGENTS_COUNTED
+from alerts.recording import CONTROLLERS, LOCAL_WRITERS
 from alerts.words import IN_MAINTENANCE, NODE, THE_CLUSTER
+from claimscope.kube.kinds import watched_kinds
 
 _UNHEARD: Final = 'sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes{agent=~"silent|absent"}))'
+# All the time, and already then: a controller that has just begun has no past.
+_UNHEARD_FOR_LONG: Final = """\
+  sum by (cluster) (max by (cluster, agent) (min_over_time(dra_gpu_nodes{agent=~"silent|absent"}[15m]))) > 0
+  and on (cluster)
+  sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes{agent=~"silent|absent"} offset 15m)) > 0"""
+_REQUIRED: Final = "|".join(kind.name for kind in watched_kinds("") if kind.required)
 _AWAY: Final = f"time() - max by ({NODE}) (claimscope_controller_agent_lease_renew_timestamp_seconds)"
 _AGENT: Final = "The agent of node {{ $labels.node }}"
 # Jobs of the monitors that the chart makes are called NAMESPACE/claimscope-agent.
@@ -20,6 +28,7 @@ AGENTS: Final = Group(
         Alert(
             name="DRAWatchdog",
             expr="vector(1)",
+            keep_firing="",
             severity="none",
             owner="platform",
             summary="This alert always fires: if it stops, alerts do not arrive.",
@@ -27,23 +36,29 @@ AGENTS: Final = Group(
         ),
         Alert(
             name="DRANodesBlind",
-            # The controller leaves out nodes that were deleted, and nodes in maintenance.
+            # The controller leaves out nodes that were deleted, and nodes in maintenance. Of fewer than twenty nodes
+            # one is more than a twentieth, and one that boots is no outage: it counts after a quarter of an hour.
             expr=f"""
-{_UNHEARD} >= [[nodes]]
+{_UNHEARD} / on (cluster) sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes)) > [[ratio]]
 and on (cluster)
-{_UNHEARD} / on (cluster) sum by (cluster) (max by (cluster, agent) (dra_gpu_nodes)) > [[ratio]]""",
-            thresholds={"nodes": 3, "ratio": 0.05},
+(
+  {_UNHEARD} >= [[nodes]]
+  or
+{_UNHEARD_FOR_LONG}
+)""",
+            thresholds={"nodes": 2, "ratio": 0.05},
             hold="5m",
             severity="critical",
             owner="platform",
-            summary="The agents of many nodes are silent.",
-            description="{{ $value }} GPU nodes" + THE_CLUSTER + " have no agent that is heard: nobody sees their GPUs"
-            " fail.",
-            not_in_demo="three nodes must be silent, for longer than the demo leaves one agent away",
+            summary="Too many nodes have no agent that is heard.",
+            description="{{ humanizePercentage $value }} of the GPU nodes" + THE_CLUSTER + " have no agent that is"
+            " heard: nobody sees their GPUs fail.",
+            not_in_demo="a node must be silent for twenty minutes, in the demo's time longer than its agent is away",
         ),
         Alert(
             name="DRAAgentDown",
             expr=f"max by ({NODE}) (up{{{_AGENT_JOB}}}) == 0\nunless on ({NODE})\n{IN_MAINTENANCE}",
+            keep_firing="",  # it is Prometheus' own word
             hold="20m",
             severity="warning",
             owner="platform",
@@ -71,7 +86,7 @@ unless on ({NODE})
             expr='max by (cluster) (dra_gpu_nodes{agent="absent"}) > 0',
             hold="30m",
             severity="warning",
-            not_in_demo="every simulated node has an agent; a fourth without one would keep DRANodesBlind firing",
+            not_in_demo="every simulated node has an agent",
             owner="platform",
             summary="Nodes with GPUs have never had an agent.",
             description="{{ $value }} nodes" + THE_CLUSTER + " publish GPUs, and no agent was ever heard from them.",
@@ -158,6 +173,18 @@ max by ({NODE}) (
             description="The scrape configuration needs `honor_labels: true`; without it claims stand under the"
             " agent's own namespace.",
         ),
+        # Without it one agent that answers hides all others: the alerts above are by node.
+        Alert(
+            name="DRANodeLabelMissing",
+            expr='count by (cluster) (claimscope_agent_build_info{node=""}) > 0',
+            hold="15m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="the demo's Prometheus knows the node of each agent",
+            summary="Prometheus does not say which node an agent is on.",
+            description="{{ $value }} agents" + THE_CLUSTER + " are scraped without the label `node`: one that answers"
+            " hides those that do not.",
+        ),
         Alert(
             name="DRAOtlpPointsLost",
             expr="""
@@ -182,13 +209,17 @@ CONTROLLER: Final = Group(
         # Also where nothing of claimscope is scraped any more, and no cluster is known to ask about.
         Alert(
             name="DRAControllerDown",
-            # A cluster of which nothing is left is known by what was there within a day.
+            # A cluster of which nothing is left is known by what was there within a day. One whose agents fence their
+            # own nodes needs no controller: it is asked for where there was one within a day.
             expr=f"""
 group by (cluster) (last_over_time({AGENTS_COUNTED}[1d]))
 unless on (cluster)
 (max by (cluster) (claimscope_controller_leader) == 1)
+unless on (cluster)
+(last_over_time({LOCAL_WRITERS}[1d]) unless on (cluster) last_over_time({CONTROLLERS}[1d]))
 or
 absent(last_over_time({AGENTS_COUNTED}[1d])) and on () absent(claimscope_controller_leader == 1)""",
+            keep_firing="",
             hold="5m",
             severity="critical",
             owner="platform",
@@ -206,6 +237,21 @@ time() - max by (cluster, resource) (claimscope_controller_watch_last_event_time
             not_in_demo="needs an API server that is silent and keeps connections open",
             summary="The controller hears nothing of a kind of object.",
             description="Nothing was heard of {{ $labels.resource }} for {{ humanizeDuration $value }}.",
+        ),
+        # What never worked has no last event. Kinds that the API server does not have, or that are withheld on purpose,
+        # are left out, unless nothing works without them.
+        Alert(
+            name="DRAControllerWatchDown",
+            expr=f"""
+max by (cluster, resource) (claimscope_controller_watch_up) == 0
+unless on (cluster, resource)
+(max by (cluster, resource) (claimscope_controller_watch_served{{resource!~"{_REQUIRED}"}}) == 0)""",
+            hold="15m",
+            severity="warning",
+            owner="platform",
+            not_in_demo="the simulated API server lets the controller read all that it needs",
+            summary="The controller cannot follow a kind of object.",
+            description="{{ $labels.resource }}" + THE_CLUSTER + " cannot be listed and watched.",
         ),
         Alert(
             name="DRAControllerLagging",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from alerts.model import Group, Recording
-from alerts.words import CLAIM, DEVICE, HELD, HOLDING, MEMBER, NODE, WAITS, WORKLOAD, WORKLOAD_OF_CLAIM
+from alerts.words import CLAIM, DEVICE, HELD, HOLDING, MEMBER, NODE, STUCK, WAITS, WORKLOAD, WORKLOAD_OF_CLAIM
 from claimscope.health.rules import RULES
 
 _PART: Final = f"{CLAIM}, uuid, attribution"  # one account: a claim's part of a device
+_PART_OF_POD: Final = "cluster, node, namespace, pod, container, uuid, attribution"
 _WAIT: Final = f"{CLAIM}, pod, deviceclass"
+# Causes for which the scheduler must answer: devices that fit are free, or it gave up looking.
+STALLED: Final = "scheduling|scheduler_silent|not_retried|scheduler_timeout"
+_STUCK_BY: Final = f"{STALLED}|no_driver|prepare_failed"
 
 
 def _of_claims(family: str, selector: str = "") -> str:
@@ -49,6 +53,15 @@ or on ({_WAIT}, reason)
   max by ({_WAIT}) (dra_claim_pending_seconds)
 )""",
         ),
+        # Since when it is so, for the causes that page: a claim that waited for hours has them in passing, too. A rule
+        # that reads what it wrote before, and bears to miss a minute or two of it.
+        Recording(
+            record=STUCK,
+            expr=f"""
+last_over_time({STUCK}[3m]) and on ({_WAIT}, reason) {WAITS}{{reason=~"{_STUCK_BY}"}}
+or on ({_WAIT}, reason)
+0 * {WAITS}{{reason=~"{_STUCK_BY}"}} + time()""",
+        ),
         Recording(
             record="claim:dra_claim_gpu_energy_joules:rate5m",
             expr=_of_claims("dra_claim_gpu_energy_joules_total"),
@@ -56,6 +69,16 @@ or on ({_WAIT}, reason)
         Recording(
             record="namespace:dra_claim_gpu_energy_joules:rate5m",
             expr="sum by (cluster, namespace) (claim:dra_claim_gpu_energy_joules:rate5m)",
+        ),
+        # What claims and pods of the device plugin draw together, in watts.
+        Recording(
+            record="namespace:gpu_held_energy_joules:rate5m",
+            expr=f"""
+sum by (cluster, namespace) (
+  claim:dra_claim_gpu_energy_joules:rate5m
+  or
+  max by ({_PART_OF_POD}) (rate(pod_gpu_energy_joules_total[5m]))
+)""",
         ),
     ),
 )
@@ -70,6 +93,7 @@ or on ({_WAIT}, reason)
 #   busy      the part of it that works
 #   measured  held, where it can be measured how busy it is: the denominator of busy. held - measured is unknown
 #   idle      measured, of devices whose holder used them for less than a twentieth of the time; 0 where there are none
+#   wasted    measured and not busy; of holders alone, and only of those that waste anything
 #
 # Each at four levels. account: a holder's part of a device. holder: a claim, or a pod of the device plugin; of
 # resourceclaim and pod one is absent. namespace, cluster: both kinds of holders together.
@@ -77,6 +101,7 @@ HELD_GPUS: Final = "gpus_held:rate5m"
 BUSY_GPUS: Final = "gpus_busy:rate5m"
 MEASURED_GPUS: Final = "gpus_measured:rate5m"
 IDLE_GPUS: Final = "gpus_idle:rate5m"
+WASTED_GPUS: Final = "gpus_wasted:rate5m"
 BUSY_RATIO: Final = "claim:dra_claim_gpu_busy_per_allocated:ratio_rate5m"
 IDLE_BELOW: Final = 0.05
 _DEVICE_PART: Final = "cluster, node, namespace, uuid, attribution"
@@ -85,6 +110,7 @@ _ACCOUNTS: Final = {
     "pod": f"{_DEVICE_PART}, pod, container",
 }
 _HOLDER: Final = f"{CLAIM}, pod"
+_SOURCES: Final = {"claim": 'resourceclaim!=""', "device_plugin": 'pod!=""'}  # of holders
 
 
 def _gpus(family: str, selector: str = "") -> str:
@@ -104,6 +130,15 @@ def _levels(name: str, by_account: str) -> tuple[Recording, ...]:
     )
 
 
+def _by_source(name: str) -> Recording:
+    """By how the holders came by their GPUs."""
+    parts = " or ".join(
+        f'label_replace(holder:{name}{{{holders}}}, "source", "{source}", "", "")'
+        for source, holders in _SOURCES.items()
+    )
+    return Recording(record=f"namespace_source:{name}", expr=f"sum by (cluster, namespace, source) ({parts})")
+
+
 USE: Final = Group(
     name="dra-use-recorded",
     interval="1m",
@@ -121,6 +156,29 @@ USE: Final = Group(
             expr=f"""
 sum by ({CLAIM}) (holder:{BUSY_GPUS}{{resourceclaim!=""}})
 / (sum by ({CLAIM}) (holder:{MEASURED_GPUS}{{resourceclaim!=""}}) > 0)""",
+        ),
+        *(
+            Recording(
+                record=f"cluster:dra_claim_gpu_busy_per_allocated:p{share}",
+                expr=f"quantile by (cluster) ({share / 100}, {BUSY_RATIO})",
+            )
+            for share in (10, 50, 90)
+        ),
+        Recording(
+            record=f"holder:{WASTED_GPUS}",
+            expr=f"clamp_min(holder:{MEASURED_GPUS} - holder:{BUSY_GPUS}, 0) > 0",
+        ),
+        *(_by_source(name) for name in (HELD_GPUS, BUSY_GPUS, MEASURED_GPUS)),
+        # What GPUs draw, and the part of it that no holder can be given, in watts. MIG devices are parts of GPUs.
+        Recording(
+            record="cluster:gpu_energy_joules:rate5m",
+            expr=f"""
+sum by (cluster) (max by ({DEVICE}) (rate(gpu_energy_joules_total{{uuid=~"GPU-.*"}}[5m])))""",
+        ),
+        Recording(
+            record="cluster:gpu_unattributed_energy_joules:rate5m",
+            expr=f"""
+sum by (cluster) (max by ({DEVICE}) (rate(gpu_unattributed_energy_joules_total[5m])))""",
         ),
     ),
 )
@@ -228,6 +286,8 @@ SYSTEMIC: Final = "node_rule:gpu_health_finding_info:systemic"
 _CORRELATED: Final = "|".join(rule.key for rule in RULES if rule.correlated)
 _BAD: Final = 'max by (cluster, uuid) (gpu_health{state=~"unhealthy|lost"} == 1)'
 
+_GPU: Final = "cluster, node, gpu, uuid"
+
 DEVICES: Final = Group(
     name="dra-devices-recorded",
     rules=(
@@ -247,6 +307,11 @@ max by (cluster, uuid) (
             record="node:gpu_info:count",
             expr='count by (cluster, node) (max by (cluster, node, uuid) (gpu_info{parent_uuid=""}))',
         ),
+        # Links that are down, of GPUs that have any.
+        Recording(
+            record="device:gpu_nvlink_down:count",
+            expr=f"count by ({_GPU}) (max by ({_GPU}, link) (gpu_nvlink_up) == 0)",
+        ),
         # How many GPUs of a node one rule of health stands against.
         Recording(
             record="node_rule:gpu_health_finding_info:count",
@@ -259,6 +324,40 @@ max by (cluster, uuid) (
 node_rule:gpu_health_finding_info:count{{rule=~"{_CORRELATED}"}} >= 2
 and
 node_rule:gpu_health_finding_info:count / on ({NODE}) group_left () node:gpu_info:count >= 0.5""",
+        ),
+    ),
+)
+
+# --- which GPUs counted errors? ---
+#
+# Only those that did: few series in a fleet of many. Each is what came since the evaluation before, so that
+# sum_over_time(...[1d]) is what came in a day; a GPU that nobody saw then has none. It is the difference of two looks
+# and no increase(), which leaves out what lies between the last scrape of one window and the first of the next.
+ERRORS_WINDOW: Final = "5m"  # the interval of the group, too
+
+
+def _counted(family: str, by: str) -> str:
+    """What counters gained; all of it where one began anew."""
+    now, before = (f"max by ({by}) ({family}{moment})" for moment in ("", f" offset {ERRORS_WINDOW}"))
+    return f"({now} - {before} >= 0 or {now} and {before})"
+
+
+ERRORS: Final = Group(
+    name="dra-device-errors-recorded",
+    interval=ERRORS_WINDOW,
+    rules=(
+        Recording(
+            record="device_type:gpu_ecc_device_errors:increase5m",
+            expr=f"{_counted('gpu_ecc_device_errors_total', f'{_GPU}, type')} > 0",
+        ),
+        Recording(
+            record="device:gpu_remapped_rows:increase5m",
+            expr=f"sum by ({_GPU}) ({_counted('gpu_remapped_rows_total', f'{_GPU}, type')}) > 0",
+        ),
+        # One error shows as a replay, a recovery and a CRC error, so that types are not to be added up.
+        Recording(
+            record="device:gpu_nvlink_errors:increase5m",
+            expr=f"max by ({_GPU}) ({_counted('gpu_nvlink_errors_total', f'{_GPU}, type')}) > 0",
         ),
     ),
 )
@@ -291,11 +390,19 @@ and on ({NODE})
     ),
 )
 
-# --- what is left of a cluster whose agents have all gone? ---
+# --- what is left of a cluster whose agents have all gone, and was there ever a controller? ---
 AGENTS: Final = "cluster:claimscope_agent_build_info:count"
+LOCAL_WRITERS: Final = "cluster:claimscope_agent_taint_mode_info:count"  # agents that fence their own nodes
+CONTROLLERS: Final = "cluster:claimscope_controller_leader:max"
 OWN: Final = Group(
     name="dra-own-recorded",
-    rules=(Recording(record=AGENTS, expr=f"count by (cluster) (max by ({NODE}) (claimscope_agent_build_info))"),),
+    rules=(
+        Recording(record=AGENTS, expr=f"count by (cluster) (max by ({NODE}) (claimscope_agent_build_info))"),
+        Recording(
+            record=LOCAL_WRITERS, expr=f"count by (cluster) (max by ({NODE}) (claimscope_agent_taint_mode_info))"
+        ),
+        Recording(record=CONTROLLERS, expr="max by (cluster) (claimscope_controller_leader)"),
+    ),
 )
 
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
@@ -306,14 +413,15 @@ def _slow(window: str) -> Recording:
     """Part of the allocations whose binding took more than 30 s. `le` is 30 or 30.0, as the version of Prometheus has
     it."""
     name = "dra_allocation_duration_seconds"
-    by = "sum by (cluster, deviceclass) (max by (cluster, deviceclass, phase)"
+    # Plain sums: a second scrape counts in both, and so do both controllers where one has followed the other.
+    by = "sum by (cluster, deviceclass)"
     return Recording(
         record=f"{SLOW}{window}",
         expr=f"""
 1 - (
-  {by} (rate({name}_bucket{{phase="binding", le=~"30(\\\\.0)?"}}[{window}])))
+  {by} (rate({name}_bucket{{phase="binding", le=~"30(\\\\.0)?"}}[{window}]))
   /
-  {by} (rate({name}_count{{phase="binding"}}[{window}])))
+  {by} (rate({name}_count{{phase="binding"}}[{window}]))
 )""",
     )
 
@@ -327,8 +435,10 @@ ALLOCATION: Final = Group(name="dra-allocation-recorded", rules=tuple(_slow(wind
 # is starved, more). So a GPU is compared with the median of its workload in all three, each as a part of what the GPU
 # can do, and with GPUs of its own model alone.
 #
-# Only where all do the same: replicas of a service get as much as comes in. And only few of many stand apart; where
-# many do, the work itself is of two kinds (pipeline stages, actors and learners).
+# How busy GPUs are tells only where all do the same: replicas of a service get as much as comes in. So workloads of
+# other kinds are compared within each claim, and by clocks alone. And of those that are busier, or draw less power,
+# only few of many stand apart; where many do, the work itself is of two kinds (pipeline stages, actors and learners).
+# Clocks of GPUs that work are the same whatever the work is: there, a whole node may stand apart.
 LOAD: Final = "workload_device:gpu_load:ratio5m"
 MEDIAN: Final = "workload_model:gpu_load:median5m"
 SPREAD: Final = "workload_model:gpu_load:deviation5m"
@@ -336,17 +446,21 @@ MEMBERS: Final = "workload_model:gpu_load:count"
 OUTLIER: Final = "workload_device:gpu_load:outlier5m"
 APART: Final = "workload_device:gpu_load:apart5m"
 _GANG: Final = ".*Job|JobSet|PodGroup|Pod|ResourceClaim"  # one pod, or claim: several GPUs of one program
-_GROUP: Final = f"{WORKLOAD}, model, quantity"
+_GROUP: Final = f"{WORKLOAD}, resourceclaim, model, quantity"  # resourceclaim: where a claim alone is compared
 _DEVIATIONS: Final = 6  # of what is usual in the workload
 _FLOORS: Final = {"busy": 0.3, "clock": 0.1, "power": 0.2}  # less is no difference
 _FEWEST_MEMBERS: Final = 4
 _FEW: Final = 0.05  # of the members, and one always
 _MODEL: Final = 'topk by (cluster, uuid) (1, max by (cluster, uuid, model) (gpu_info{model!=""}))'
+_BUSY: Final = 'max by (cluster, uuid) (rate(gpu_busy_seconds_total{engine="gpu"}[5m]))'
+_WORKS: Final = 0.3  # a GPU that is less busy lowers its clocks for that
 _LOADS: Final = {
-    "busy": '  max by (cluster, uuid) (rate(gpu_busy_seconds_total{engine="gpu"}[5m]))',
-    "clock": """\
-  max by (cluster, uuid) (avg_over_time(gpu_clock_hertz{domain="sm"}[5m]))
-  / max by (cluster, uuid) (gpu_clock_max_hertz{domain="sm"})""",
+    "busy": f"  {_BUSY}",
+    "clock": f"""\
+  max by (cluster, uuid) (avg_over_time(gpu_clock_hertz{{domain="sm"}}[5m]))
+  / max by (cluster, uuid) (gpu_clock_max_hertz{{domain="sm"}})
+  and on (cluster, uuid)
+  {_BUSY} > {_WORKS}""",
     "power": """\
   max by (cluster, uuid) (rate(gpu_energy_joules_total[5m]))
   / max by (cluster, uuid) (gpu_power_limit_watts{kind="enforced"})""",
@@ -365,25 +479,28 @@ and on ({_GROUP})
 {MEMBERS} >= {_FEWEST_MEMBERS}"""
 
 
-STRAGGLERS: Final = Group(
-    name="dra-stragglers-recorded",
-    interval="1m",
-    rules=(
-        *(
-            Recording(
-                record=LOAD,
-                labels={"quantity": quantity},
-                expr=f"""
-{MEMBER}{{workload_kind=~"{_GANG}"}}
+def _load(quantity: str, members: str) -> Recording:
+    """One quantity of all GPUs of these workloads, or claims."""
+    return Recording(
+        record=LOAD,
+        labels={"quantity": quantity},
+        expr=f"""
+{members}
 * on (cluster, uuid) group_left (model)
 {_MODEL}
 * on (cluster, uuid) group_left ()
 (
-{expr}
+{_LOADS[quantity]}
 )""",
-            )
-            for quantity, expr in _LOADS.items()
-        ),
+    )
+
+
+STRAGGLERS: Final = Group(
+    name="dra-stragglers-recorded",
+    interval="1m",
+    rules=(
+        *(_load(quantity, f'{MEMBER}{{workload_kind=~"{_GANG}"}}') for quantity in _LOADS),
+        _load("clock", f'max by ({WORKLOAD}, resourceclaim, node, uuid) ({HELD}{{workload_kind!~"{_GANG}"}})'),
         Recording(record=MEDIAN, expr=f"quantile by ({_GROUP}) (0.5, {LOAD})"),
         Recording(record=MEMBERS, expr=f"count by ({_GROUP}) ({LOAD})"),
         # The median distance from the median: what is usual in this workload, whatever a few members do.
@@ -392,10 +509,13 @@ STRAGGLERS: Final = Group(
             expr=f"quantile by ({_GROUP}) (0.5, abs({LOAD} - on ({_GROUP}) group_left () {MEDIAN}))",
         ),
         *(Recording(record=OUTLIER, labels={"quantity": quantity}, expr=_outlier(quantity)) for quantity in _FLOORS),
-        # What the odd ones read, where they are few.
+        # What the odd ones read, where they are few, or their clocks are low.
         Recording(
             record=APART,
             expr=f"""
+{LOAD}{{quantity="clock"}}
+and {OUTLIER}
+or
 {LOAD}
 and {OUTLIER}
 and on ({_GROUP})
@@ -404,4 +524,4 @@ and on ({_GROUP})
     ),
 )
 
-GROUPS: Final = (CLAIMS, USE, CAPACITY, DEVICES, MISSING_DEVICES, OWN, ALLOCATION, STRAGGLERS)
+GROUPS: Final = (CLAIMS, USE, CAPACITY, DEVICES, ERRORS, MISSING_DEVICES, OWN, ALLOCATION, STRAGGLERS)

@@ -22,15 +22,21 @@ from claimscope.sim.script import FACTOR
 WHERE: Final = Path(__file__).parent.parent / "exporter" / "claimscope" / "sim"
 _EXAMPLE: Final = Path(__file__).with_name("alertmanager.yml")
 _SPAN: Final = re.compile(r"(\d+)(s|m|h|d)")
-_RANGE: Final = re.compile(r"(?<=\[)\d+[smhd](?=\])")
+_RANGE: Final = re.compile(r"(?<=\[)\d+[smhd](?=\])|(?<=offset )\d+[smhd]\b")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # Thresholds in seconds that nothing in the demo lasts long enough for, and numbers that suit three nodes.
 THRESHOLDS: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
     {
         "DRADeviceXid": {"seconds": 60},
+        "DRASchedulingStalled": {"seconds": 20},
+        "DRADriverAbsent": {"seconds": 10},
+        "DRAPrepareFailing": {"seconds": 10},
         "DRADeviceClassBacklog": {"claims": 3},
     }
 )
+# The sampler gives up what it cannot do in time, and is late no more: for half a minute there are late samples.
+HOLDS: Final[Mapping[str, str]] = MappingProxyType({"DRAAgentSamplesLate": "10s"})
+KEEPS: Final = "50s"  # an agent or controller takes its time to start, in the demo as elsewhere
 
 
 def shorter(span: str) -> str:
@@ -46,8 +52,8 @@ def _rule(rule: Recording | Alert) -> Recording | Alert:
     return dataclasses.replace(
         rule,
         expr=expr,
-        hold=shorter(rule.hold) if rule.hold else "",
-        keep_firing=shorter(rule.keep_firing) if rule.keep_firing else "",
+        hold=HOLDS.get(rule.name, shorter(rule.hold)) if rule.hold else "",
+        keep_firing=KEEPS if rule.keep_firing else "",
         thresholds={**rule.thresholds, **THRESHOLDS.get(rule.name, {})},
     )
 

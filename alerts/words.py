@@ -36,6 +36,7 @@ HELD: Final = "claim_device:dra_claim_device_info:workload"
 HOLDING: Final = "claim:dra_claim_device_info:workload"
 MEMBER: Final = "workload_device:dra_claim_device_info:max"
 WAITS: Final = "claim:dra_claim_pending_seconds:workload"
+STUCK: Final = "claim:dra_claim_pending_reason:since"  # of causes that page: the Unix time from which on it is so
 
 # --- pieces of texts ---
 

@@ -23,8 +23,8 @@ def happened(lines: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for line in lines:
         if (said := _LINE.match(line)) is not None:
-            for name in said[3].split(", "):
-                found[name].append(f"{said[2]} +{said[1]} s")
+            name, _, things = said[3].partition(": ")
+            found[name].append(f"{said[2]} +{said[1]} s ({things})" if things else f"{said[2]} +{said[1]} s")
     return found
 
 

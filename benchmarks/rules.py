@@ -4,6 +4,10 @@ A Prometheus scrapes every series that the rules read, from 1,250 nodes with 8 G
 It scrapes more often than usual and for a shorter time, so that a range of five minutes holds about half of the samples
 that it would; the longer ranges of budgets are over few series. Rules are evaluated when the scraping is done, so that
 nothing else is measured.
+
+Then every query of every dashboard is asked, one after the other, for all clusters, namespaces and nodes, over 200
+steps that all see what was stored. Of the chosen time itself a range holds few samples, so that those few queries that
+read samples and not steps take longer elsewhere.
 """
 
 from __future__ import annotations
@@ -20,13 +24,15 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parent.parent
+BOARDS: Final = ROOT / "dashboards" / "json"
 NODES: Final = 1250
 GPUS: Final = 8
 JOBS: Final = 200
@@ -36,7 +42,12 @@ SCRAPE_SECONDS: Final = 6
 SCRAPING_SECONDS: Final = 50
 EVALUATING_SECONDS: Final = 45  # two rounds; the second is the usual one, with all that the first has recorded
 INTERVAL_SECONDS: Final = 20
+SETTLING_SECONDS: Final = 5  # until no rule is evaluated any more, and boards are measured alone
 CLASS: Final = "gpu.nvidia.com"
+STEPS: Final = 200
+STEP_MILLISECONDS: Final = 1400  # so that they end before Prometheus takes the last sample for too old
+SLOWEST: Final = 3  # panels of each board that are named
+_PLACE: Final = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|([A-Za-z_]\w*))")
 _NAME: Final = re.compile(r"\b(?:gpu|dra|claimscope|kube|pod)_[a-z0-9_]+\b")
 
 # What the agent says of a GPU and of a claim's part of it, as far as rules read it: series without the labels that all
@@ -67,7 +78,10 @@ _OF_GPU: Final = (
         for reason in ("sw_power_cap", "sync_boost", "sw_thermal", "hw_thermal", "hw_power_brake", "reliability")
     ),
     *(f'gpu_ecc_device_errors_total{{type="{kind}"}} 0' for kind in ("corrected", "uncorrected")),
-    "gpu_row_remap_failure{} 0", "gpu_row_remap_pending{} 0",
+    *(f'gpu_remapped_rows_total{{type="{kind}"}} 0' for kind in ("corrected", "uncorrected")),
+    "gpu_row_remap_failure{} 0", "gpu_row_remap_pending{} 0", "gpu_up{} 1",
+    "gpu_unattributed_energy_joules_total{} 5e5",
+    *(f'gpu_temperature_celsius{{sensor="{sensor}"}} 61' for sensor in ("gpu", "memory")),
 )  # fmt: skip
 _OF_PART: Final = (
     *(
@@ -81,14 +95,15 @@ _OF_AGENT: Final = (
     "build_info{} 1", "sampler_up{} 1", "nvml_up{} 1", "nvml_released{} 0", "sampler_ticks_total{} 1e5",
     "sampler_late_ticks_total{} 3", 'attribution_unresolved_devices{reason="x",driver="y"} 0',
     *(f'otlp_points_total{{result="{result}"}} 0' for result in ("accepted", "rejected", "refused", "expired")),
-    'taint_breaker_state{state="open"} 0',
+    'taint_breaker_state{state="open"} 0', 'taint_mode_info{mode="enforce",configured="enforce",reason=""} 1',
 )  # fmt: skip
 # Nothing of these: no GPU has a finding or an XID, and nothing is amiss in the cluster.
 _ABSENT: Final = frozenset({
     "gpu_health_finding_info", "gpu_xid_last_timestamp_seconds", "dra_claim_leaked", "dra_node_drift_info",
     "dra_claim_held_not_running_seconds", "kube_node_status_allocatable", "dra_taint_rule_ineffective",
     "dra_node_maintenance_state", "dra_node_maintenance_deadline_missed", "dra_node_devices_advertised_twice",
-    "pod_gpu_allocated_seconds_total", "pod_gpu_busy_seconds_total",  # all GPUs are handed out by claim
+    # All GPUs are handed out by claim.
+    "pod_gpu_allocated_seconds_total", "pod_gpu_busy_seconds_total", "pod_gpu_energy_joules_total",
 })  # fmt: skip
 
 
@@ -128,6 +143,8 @@ def _cluster(now: float) -> Iterator[str]:
             f'workload="train-{number % JOBS}"}} 1'
         )
         yield f"dra_claim_created_timestamp_seconds{{{claim}}} {now - 90000}"
+        state = "running" if number < claims else "pending"
+        yield f'kube_resourceclaim_status_allocation_state{{{claim},state="{state}"}} 1'
         if number < claims:
             yield (
                 f'dra_claim_device_info{{{claim},request="gpu",driver="{CLASS}",pool="node-{number // GPUS}",'
@@ -154,6 +171,8 @@ def _cluster(now: float) -> Iterator[str]:
     own = "claimscope_controller"
     yield f"{own}_leader{{}} 1"
     yield f'{own}_watch_last_event_timestamp_seconds{{resource="pods"}} {now}'
+    for state in ("served", "up"):
+        yield f'{own}_watch_{state}{{resource="pods"}} 1'
     yield f"{own}_taint_last_round_timestamp_seconds{{}} {now}"
     for series in (
         "publish_lag_seconds{} 1", "selector_engine_up{} 1", "taint_paused{} 0", 'taint_breaker_state{state="open"} 0',
@@ -206,14 +225,14 @@ def _server(bodies: list[bytes]) -> http.server.ThreadingHTTPServer:
     return server
 
 
-def _config(port: int, bodies: int, *, evaluating: bool) -> str:
+def _config(port: int, bodies: int, *, evaluating: bool, interval: str = f"{INTERVAL_SECONDS}s") -> str:
     target = f"static_configs: [{{targets: ['127.0.0.1:{port}']}}]"
     jobs = "\n".join(
         f"- {{job_name: t{at}, honor_labels: true, metrics_path: /{at}, {target}}}" for at in range(bodies)
     )
-    interval = "1h" if evaluating else f"{SCRAPE_SECONDS}s"
+    scraping = "1h" if evaluating else f"{SCRAPE_SECONDS}s"
     return f"""\
-global: {{evaluation_interval: {INTERVAL_SECONDS}s, scrape_interval: {interval}, scrape_timeout: {SCRAPE_SECONDS}s}}
+global: {{evaluation_interval: {interval}, scrape_interval: {scraping}, scrape_timeout: {SCRAPE_SECONDS}s}}
 rule_files: [{"rules/*.yml" if evaluating else ""}]
 scrape_configs:
 {jobs}
@@ -241,7 +260,56 @@ def _groups(address: str) -> dict[str, tuple[float, list[tuple[str, float]]]]:
     }  # fmt: skip
 
 
-def _run(program: str, directory: Path, bodies: list[bytes]) -> tuple[Any, list[dict[str, Any]]]:
+def _filled(expr: str, values: Mapping[str, str]) -> str:
+    return _PLACE.sub(lambda found: values.get(found[1] or found[2], found[0]), expr)
+
+
+def _queries(board: Any) -> Iterator[tuple[str, str, bool]]:  # noqa: ANN401 - JSON
+    """Titles of panels, what they ask, and whether they do so for one moment only."""
+    one = {"namespace": "team-0", "resourceclaim": "claim-7", "node": "node-0", "price": "2.50"}
+    seconds = STEPS * STEP_MILLISECONDS // 1000
+    values = {
+        "__rate_interval": "5m", "__range": f"{seconds}s", "__range_s": str(seconds),
+    }
+    values |= {
+        each["name"]: ".*" if each.get("allValue") else one[each["name"]] for each in board["templating"]["list"]
+        if each["type"] != "datasource"
+    }  # fmt: skip
+    panels = [inside for panel in board["panels"] for inside in (panel, *panel.get("panels", ()))]
+    for panel in panels:
+        step = STEPS * STEP_MILLISECONDS // panel.get("maxDataPoints", STEPS)
+        filled = {**values, "__interval": f"{step}ms", "__interval_ms": str(step)}
+        for target in panel.get("targets", ()):
+            yield panel["title"], _filled(target["expr"], filled), target["instant"]
+
+
+def boards(address: str, directory: Path, since: float) -> dict[str, list[tuple[float, str]]]:
+    """Seconds that each panel of each board takes, the slowest first."""
+    end = since + STEPS * STEP_MILLISECONDS / 1000
+    made: dict[str, list[tuple[float, str]]] = {}
+    for path in sorted(directory.glob("*.json")):
+        board = json.loads(path.read_text())
+        taken: dict[str, float] = {}
+        for title, expr, instant in _queries(board):
+            asked = {"query": expr, "timeout": "60s"} | (
+                {"time": f"{end:.3f}"} if instant
+                else {"start": f"{since:.3f}", "end": f"{end:.3f}", "step": str(STEP_MILLISECONDS / 1000)}
+            )
+            began = time.perf_counter()
+            kind = "query" if instant else "query_range"
+            try:
+                urllib.request.urlopen(
+                    f"{address}/api/v1/{kind}", urllib.parse.urlencode(asked).encode(), timeout=90
+                ).read()
+            except urllib.error.HTTPError as error:
+                raise SystemExit(f"{path.stem}, {title}: {error.read().decode()[:300]}: {expr}") from error
+            taken[title] = taken.get(title, 0.0) + time.perf_counter() - began
+        slowest = sorted(((each, title) for title, each in taken.items()), reverse=True)
+        made[path.stem.removeprefix("claimscope-")] = slowest
+    return made
+
+
+def _run(program: str, directory: Path, bodies: list[bytes]) -> tuple[Any, list[dict[str, Any]], Any]:
     server = _server(bodies)
     (directory / "rules").mkdir()
     for path in (ROOT / "alerts/rules").glob("*.yml"):
@@ -265,7 +333,12 @@ def _run(program: str, directory: Path, bodies: list[bytes]) -> tuple[Any, list[
             (directory / "prometheus.yml").write_text(config)
             prometheus.send_signal(signal.SIGHUP)
             time.sleep(EVALUATING_SECONDS)
-            return _groups(address), scraped
+            groups = _groups(address)
+            config = _config(server.server_address[1], len(bodies), evaluating=True, interval="1h")
+            (directory / "prometheus.yml").write_text(config)
+            prometheus.send_signal(signal.SIGHUP)
+            time.sleep(SETTLING_SECONDS)
+            return groups, scraped, boards(address, BOARDS, time.time())
         finally:
             prometheus.kill()  # what it stored is of no use
             prometheus.wait()
@@ -279,7 +352,7 @@ def main() -> int:
         return 0
     bodies, series = expositions()
     with tempfile.TemporaryDirectory() as directory:
-        groups, scraped = _run(program, Path(directory), bodies)
+        groups, scraped, shown = _run(program, Path(directory), bodies)
     print(f"series {series} series")
     if float(scraped[0]["value"][1]) < series:
         raise SystemExit(f"only {scraped[0]['value'][1]} of {series} series were scraped; is the machine too slow?")
@@ -289,6 +362,10 @@ def main() -> int:
         print(f"{name.replace('-', '_')}_ms {1000 * seconds:.0f} ms")
     print(f"all_groups_s {sum(seconds for seconds, _ in groups.values()):.2f} s")
     print(f"slowest_group_s {max(seconds for seconds, _ in groups.values()):.2f} s <=10")  # of 30 or 60 between two
+    for board, panels in shown.items():
+        print(f"{board}: " + ", ".join(f"{title} {seconds:.2f} s" for seconds, title in panels[:SLOWEST]))
+        print(f"board_{board}_s {sum(seconds for seconds, _ in panels):.2f} s")
+    print(f"slowest_panel_s {max(panels[0][0] for panels in shown.values()):.2f} s <=10")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,9 +141,17 @@ def test_without_an_api_server_claims_have_accounts(nodes: dict[str, Recorder]) 
     assert node.agent.scrape().find("claimscope_agent_attribution_errors_total") == []
 
 
+def _gets_old(node: Recorder, family: str, **labels: str) -> None:
+    """What never worked counts from the first attempt on, so that alerts see its age."""
+    began = {found for _, scrape in node.scrapes() if (found := scrape.value(family, **labels)) is not None}
+    assert len(began) == 1
+    assert 0 < time.time() - began.pop() < 600
+
+
 def test_a_journal_that_cannot_be_written_is_said(nodes: dict[str, Recorder]) -> None:
     node = nodes["hangs"]
     node.first(lambda scrape: scrape.value("claimscope_agent_journal_writes_total", result="error"))
+    _gets_old(node, "claimscope_agent_journal_last_success_timestamp_seconds")
     assert node.agent.log.count("cannot write the journal") == 1
     assert "Not a directory" in node.agent.log
 
@@ -162,6 +171,7 @@ def test_without_a_kubelet_devices_are_served(nodes: dict[str, Recorder]) -> Non
             "claimscope_agent_attribution_errors_total", source="pod-resources", reason="socket_missing"
         )
     )
+    _gets_old(node, "claimscope_agent_attribution_last_success_timestamp_seconds", source="pod-resources")
     ready = node.agent.until_ready()
     assert "[+] pod-resources: degraded: " in ready
     assert "nowhere.sock" in ready

@@ -154,6 +154,52 @@ async def test_a_job_of_512_gpus_in_trouble_is_one_notification_for_its_owner_an
     assert silent == {"DRADeviceNVLinkDown"}
 
 
+async def test_a_driver_that_is_broken_everywhere_and_an_outer_cause_are_two_pages(
+    alertmanager: str, tmp_path: Path
+) -> None:
+    paged = {"component": "dra", "cluster": "east", "severity": "critical"}
+    failing = next(alert for alert in alerts() if alert.name == "DRAPrepareFailing")
+    found = [
+        {**paged, "alertname": "DRAPrepareFailing", "owner": failing.owner, "driver": "gpu.nvidia.com"},
+        {**paged, "alertname": "DRASystemicFinding", "owner": "fleet"},
+        *({**paged, "alertname": "DRASystemicFindingGrave", "owner": "fleet", "rule": rule}
+          for rule in ("thermal_shutdown", "thermal_margin")),
+    ]  # fmt: skip
+    receivers = Receivers()
+    async with running(alertmanager, tmp_path, receivers) as address, aiohttp.ClientSession() as session:
+        await post(session, f"{address}/alerts", [{"labels": labels} for labels in found])
+        await receivers.until_told("page", 2)
+        async with session.get(f"{address}/alerts", params={"active": "false", "inhibited": "true"}) as response:
+            silent = {each["labels"]["alertname"] for each in await response.json()}
+    assert sorted([each["labels"]["alertname"] for each in sent] for sent in receivers.sent["page"]) == [
+        ["DRAPrepareFailing"], ["DRASystemicFindingGrave"] * 2,
+    ]
+    assert silent == {"DRASystemicFinding"}
+
+
+def test_no_page_is_one_a_node() -> None:
+    routes = yaml.safe_load(CONFIG.read_text())["route"]["routes"][1]["routes"]
+    assert [route["group_by"] for route in routes if route["receiver"] == "page"] == [
+        ["cluster", "alertname", "deviceclass"]
+    ]
+
+
+def test_the_example_of_a_scrape_knows_the_node_of_each_agent(promtool: str, tmp_path: Path) -> None:
+    made = yaml.safe_load((HERE / "scrape.yml").read_text())
+    jobs = {job["job_name"]: job for job in made["scrape_configs"]}
+    assert [job["honor_labels"] for job in jobs.values()] == [True, True]
+    assert {"source_labels": ["__meta_kubernetes_pod_node_name"], "target_label": "node"} in (
+        jobs["claimscope-agent"]["relabel_configs"]
+    )
+    for job in jobs.values():  # Debian builds Prometheus without Kubernetes
+        assert job.pop("kubernetes_sd_configs")[0]["role"] == "pod"
+        job["static_configs"] = [{"targets": ["127.0.0.1:19400"]}]
+    file = tmp_path / "prometheus.yml"
+    file.write_text(yaml.safe_dump(made))
+    done = subprocess.run([promtool, "check", "config", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _inhibited(rule: dict[str, list[str]], source: dict[str, str], target: dict[str, str]) -> bool:
     def fits(matchers: list[str], labels: dict[str, str]) -> bool:
         return all(

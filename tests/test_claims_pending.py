@@ -71,6 +71,14 @@ BY_LABEL = {
              "devices": [device("g0")]},
 }
 
+
+
+def by_scheduler(name: str, wanted: str, scheduler: str, node: str | None = None) -> dict[str, Any]:
+    made = pod(name, wanted, node=node)
+    made["spec"]["schedulerName"] = scheduler
+    return made
+
+
 Case = tuple[str, dict[str, Any], str]
 CASES: list[Case] = [
     ("claim_missing", {"claims": [], "pods": [pod("p", "w")]},
@@ -166,8 +174,13 @@ CASES: list[Case] = [
      "node n1 cannot prepare the devices: DRA driver gpu.nvidia.com is not registered"),
     ("preparing", {"claims": [allocated("w", ("n1", "g0"), user="p")], "pods": [pod("p", "w", node="n1")]},
      "node n1 prepares devices, volumes and network of the pod"),
-    ("unknown", {"claims": [claim("w")]},
+    ("not_retried", {"claims": [claim("w")]},
      "the scheduler could not allocate it when it last tried, yet its devices are free on n1"),
+    ("scheduler_silent", {"claims": [claim("w")], "pods": [pod("p", "w")]},
+     "no scheduler has looked at pod p; spec.schedulerName is default-scheduler: is it running?"),
+    ("unknown", {"claims": [claim("w")], "pods": [pod("p", "w", node="n1")]},
+     "pod p is on node n1, and the claim has no devices: whoever put it there allocates no claims, or the claim was "
+     "released since"),
 ]
 
 
@@ -221,8 +234,12 @@ MORE: list[Case] = [
         "resourceslices": [GPUS, pool("n2", device("g0"))]},
      "needs 1 device of gpu.nvidia.com on n1, where the pod's other claims have theirs: 2 exist, 2 match, "
      "2 are in use"),
-    ("other_scheduling", {"claims": [claim("w")], "pods": [pod("p", "w")]},
-     "no scheduler has looked at pod p; spec.schedulerName is default-scheduler: is it running?"),
+    ("other_scheduling", {"claims": [claim("w")], "pods": [by_scheduler("p", "w", "volcanoo")]},
+     "no scheduler has looked at pod p; spec.schedulerName is volcanoo, which has placed no pod that is known: does it "
+     "exist?"),
+    ("scheduler_silent", {"claims": [claim("w"), claim("x")], "pods": [
+        by_scheduler("p", "w", "volcano"), by_scheduler("q", "x", "volcano", node="n1")]},
+     "no scheduler has looked at pod p; spec.schedulerName is volcano: is it running?"),
     ("unknown", {"claims": [claim("w")], "pods": [
         pod("p", "w", reason="SchedulerError", said="class gpu.nvidia.com: selector #0: CEL runtime error: no key")]},
      "the scheduler's last word is of a selector that failed; it fails on no device now, so the word is older than its "
@@ -232,9 +249,6 @@ MORE: list[Case] = [
         "resourceslices": [pool("n1", device("g0", attributes={"healthy": True}), device("g1"))],
         "pods": [pod("p", "w", reason="SchedulerError", said="node n1: timed out trying to allocate devices")]},
      "the scheduler's search for devices took longer than its time limit"),
-    ("unknown", {"claims": [claim("w")], "pods": [pod("p", "w", node="n1")]},
-     "pod p is on node n1, and the claim has no devices: whoever put it there allocates no claims, or the claim was "
-     "released since"),
 ]
 
 
@@ -244,6 +258,31 @@ def test_a_cause_in_words(reason: str, given: dict[str, Any], summary: str, sele
     known = cluster(*given.pop("claims"), **given)
     found = next(wait.diagnosis for wait in waits(known, selectors) if wait.claim in ("w", ""))
     assert (found.reason.value, found.summary) == (reason, summary)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "after_seconds", "reason"),
+    [
+        (pod("p", "w"), 30, "scheduling"),
+        (pod("p", "w"), 61, "scheduler_silent"),
+        (pod("p", "w"), 3600, "scheduler_silent"),
+        (STUCK, 30, "not_retried"),  # its devices have come free since
+        (STUCK, 3600, "not_retried"),
+    ],
+)
+def test_a_scheduler_that_is_dead(
+    waiting: dict[str, Any], after_seconds: float, reason: str, selectors: Selectors
+) -> None:
+    assert only(cluster(claim("w"), pods=[waiting]), selectors, CREATED_WALL + after_seconds).reason.value == reason
+
+
+def test_a_scheduler_that_is_first_seen_at_work_is_known_from_then_on(selectors: Selectors) -> None:
+    waiting = Waiting()
+    for others, reason in (([], "other_scheduling"), ([by_scheduler("q", "x", "volcano", node="n1")],
+                                                      "scheduler_silent")):
+        known = cluster(claim("w"), claim("x"), pods=[by_scheduler("p", "w", "volcano"), *others])
+        found = next(wait for wait in waiting.waits(known, selectors, {}, LATER) if wait.claim == "w")
+        assert found.diagnosis.reason.value == reason
 
 
 def test_an_incomplete_pool_is_evidence_where_something_else_explains(selectors: Selectors) -> None:
@@ -514,7 +553,7 @@ def test_diagnoses_follow_every_change(selectors: Selectors) -> None:
     known.apply("deviceclasses", decoded("deviceclasses", device_class()), True)
     known.apply("resourceslices", decoded("resourceslices", GPUS), False)
     seen.append(reason())
-    assert seen == ["devices_in_use", "unknown", "tainted", "class_missing", "no_driver"]
+    assert seen == ["devices_in_use", "not_retried", "tainted", "class_missing", "no_driver"]
 
 
 def test_nothing_new_gives_the_same_objects(selectors: Selectors) -> None:

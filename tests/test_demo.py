@@ -200,6 +200,6 @@ async def _reasons(url: str, controller: asyncio.subprocess.Process) -> dict[str
                     for family in text_string_to_metric_families(text)
                     for sample in family.samples
                     if sample.name == "dra_claim_pending_reason"
-                    and sample.labels["reason"] not in ("scheduling", "preparing", "unknown")
+                    and sample.labels["reason"] not in ("scheduling", "preparing", "unknown", "not_retried")
                 }
     return settled

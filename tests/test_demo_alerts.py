@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 import yaml
 from alerts import shortened
-from alerts.table import alerts
+from alerts.model import Alert
+from alerts.table import alerts, groups
 
 from claimscope import demo
 from claimscope.sim import demo_files, layout, script
@@ -97,6 +98,31 @@ def test_spans_are_a_thirtieth(span: str, shorter: str) -> None:
     assert shortened.shorter(span) == shorter
 
 
+def test_offsets_are_shortened_as_ranges_are() -> None:
+    rule = next(
+        rule for group in shortened.shortened(groups()) for rule in group.rules
+        if isinstance(rule, Alert) and rule.name == "DRAConstraintViolations"
+    )
+    assert "offset 30s" in rule.expr
+    assert "[30s]" in rule.expr
+    assert "15m" not in rule.expr
+
+
+def test_samples_are_late_for_less_than_the_hold_of_other_alerts() -> None:
+    rules = (rule for group in shortened.shortened(groups()) for rule in group.rules)
+    made = {rule.name: rule for rule in rules if isinstance(rule, Alert)}
+    late = next(alert for alert in alerts() if alert.name == "DRAAgentSamplesLate")
+    assert (made[late.name].hold, shortened.shorter(late.hold)) == ("10s", "30s")
+
+
+def test_no_range_of_the_demo_is_as_long_as_elsewhere() -> None:
+    left = [
+        found for group in shortened.shortened(groups()) for rule in group.rules
+        for found in re.findall(r"\[\d+[mhd]|offset \d+[mhd]", rule.expr)
+    ]  # fmt: skip
+    assert left == []
+
+
 def test_haste_shortens_holds_and_nothing_else() -> None:
     plain, hasty = (yaml.safe_load(demo_files.rules(haste))["groups"] for haste in (1.0, 10.0))
     holds = [
@@ -117,7 +143,13 @@ def test_the_script_can_be_played(node: str) -> None:
     check_scenario(script.scenarios(script.SCRIPT)[node], profile, layout.FUNCTIONS)
 
 
+def test_alerts_fire_after_their_acts_begin() -> None:
+    assert [
+        (act.words, name) for act in script.SCRIPT for name, seconds in act.alerts.items() if seconds < act.at
+    ] == []
+
+
 def test_the_timetable_fits_on_a_screen() -> None:
     lines = script.timetable(script.SCRIPT)
-    assert len(lines) <= 30
-    assert "+ 30 s  demo-node-2: NVLink 5 of GPU 3 goes down, until +150 s: DRADeviceNVLinkDown" in lines
+    assert len(lines) <= 32
+    assert "+ 30 s  demo-node-2: NVLink 5 of GPU 3 goes down, until +150 s: DRADeviceNVLinkDown +39 s" in lines

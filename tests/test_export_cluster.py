@@ -128,6 +128,16 @@ def test_text_says_what_the_samples_say(claim_series: str, openmetrics: bool) ->
     assert ("dra_claim_info" in text.decode()) == (claim_series != "off")
 
 
+def test_essential_keeps_who_holds_what() -> None:
+    text = b"".join(ClusterText(ClusterCollector("essential"), {}).exposition(CLUSTER, ()).chunks(False)).decode()
+
+    claims = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")} & {*CLAIM_FAMILIES}
+    assert claims == {
+        "dra_claim_info", "kube_resourceclaim_status_allocation_state", "dra_claim_device_info",
+        "dra_claim_device_health", "dra_claim_leaked",
+    }
+
+
 def test_layers_add_up_to_the_series() -> None:
     text = b"".join(ClusterText(ClusterCollector(), {}).exposition(CLUSTER, ()).chunks(False))
 

@@ -331,7 +331,7 @@ def test_half_a_node_hot_is_one_finding_of_the_node_and_fences_nothing(cc: str) 
         tell(world, "n1", node.annotation())
     world.round()
     assert world.blocked() == set()
-    assert {reason for _, reason in world.held()} <= {"systemic"}
+    assert {reason for _, reason in world.held()} <= {"systemic_node"}
 
 
 def test_one_hot_gpu_of_eight_is_fenced_alone(cc: str) -> None:

@@ -114,7 +114,7 @@ def test_the_controller_gives_each_waiting_pod_the_cause_that_was_set_up(
     waits = Waiting().waits(cluster, selectors, lifecycle.views, ORIGIN + at)
 
     found = {f"{wait.namespace}/{wait.pod}": wait.diagnosis.reason for wait in waits}
-    in_passing = {PendingReason.SCHEDULING, PendingReason.PREPARING}  # short jobs on their way
+    in_passing = {PendingReason.SCHEDULING, PendingReason.NOT_RETRIED, PendingReason.PREPARING}  # short jobs on their way
     assert {pod: reason for pod, reason in found.items() if reason not in in_passing} == REASONS
 
 

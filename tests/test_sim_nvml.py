@@ -24,6 +24,7 @@ import pytest
 import claimscope.sim
 from claimscope.clock import SystemClock
 from claimscope.nvml.calls import CALLS
+from claimscope.nvml.inventory import nvlink_peers
 from claimscope.nvml.library import load
 from claimscope.sim.layout import FUNCTIONS
 from claimscope.sim.library import STATE_VARIABLE, SimulatedNvml, SimulatorError, build_library, run_writer
@@ -94,6 +95,11 @@ def fields(handle: object, *ids: object) -> list[tuple[int, int]]:
             ["570.195.03", "13.570.195.03", 12080, 4, "NVIDIA L40S", 8, (8, 9), "00000000:16:00.0",
              48305799168, 350000, (100000, 350000), 2520, 4, None],
         ),
+        (
+            "a100x4-bridge",
+            ["570.195.03", "13.570.195.03", 12080, 4, "NVIDIA A100 80GB PCIe", 7, (8, 0), "00000000:17:00.0",
+             85899345920, 300000, (150000, 300000), 1410, 4, 12],
+        ),
     ],
 )  # fmt: skip
 def test_inventory(start: Start, profile: str, expected: list[object]) -> None:
@@ -144,6 +150,35 @@ def test_every_key_is_used_by_the_library() -> None:
     body = (Path(claimscope.sim.__file__).parent / "nvml.c").read_text()
     asked = set(re.findall(r"nvml\w+", body)) | {name.removesuffix("_v3") for name in re.findall(r"nvml\w+", body)}
     assert set(FUNCTIONS) - asked == set()
+
+
+def test_a_licence_is_held_where_one_is_needed(start: Start) -> None:
+    licences = "\n".join(
+        f"  - {{kind: answer, at: 10, gpu: 0, function: nvmlDeviceGetGridLicensableFeatures, place: {place}, value: 1}}"
+        for place in (0, 1)
+    )
+    node = start("h100x8", f"faults:\n{licences}")
+
+    def licence(gpu: int) -> tuple[int, int, int]:
+        found = pynvml.nvmlDeviceGetGridLicensableFeatures_v4(pynvml.nvmlDeviceGetHandleByIndex(gpu))
+        return found.isGridLicenseSupported, found.licensableFeaturesCount, found.gridLicensableFeatures[0].featureState
+
+    assert licence(0) == (0, 0, 0)
+    node.step(11)
+    assert (licence(0), licence(1)) == ((1, 1, 1), (0, 0, 0))
+
+
+def test_a_bridge_leads_to_the_other_gpu_of_a_pair(start: Start) -> None:
+    start("a100x4-bridge")
+
+    def peers(gpu: int) -> dict[int, str]:
+        return nvlink_peers(pynvml.nvmlDeviceGetHandleByIndex(gpu), range(18))
+
+    assert [set(peers(gpu).items()) for gpu in range(4)] == [
+        {(link, f"0000:{bus}:00.0") for link in range(12)} for bus in ("31", "17", "ca", "b1")
+    ]
+    first, second = (pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in (0, 2))
+    assert pynvml.nvmlDeviceGetP2PStatus(first, second, 2) == pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
 
 
 def test_ids_of_the_throttle_counters_follow_the_driver(start: Start) -> None:

@@ -216,7 +216,7 @@ def test_findings_that_the_agent_calls_systemic_fence_nothing_and_lift_what_stoo
     world.clear(gpu(1, 0))
     world.find(a_finding(gpu(1, 0), "thermal_shutdown", systemic=True))
     assert world.round(5) == ["delete gpu-0@n1 unhealthy=thermal_shutdown:NoSchedule"]
-    assert world.held() == [(gpu(1, 0), "systemic")]
+    assert world.held() == [(gpu(1, 0), "systemic_node")]
 
 
 def test_nodes_with_few_hot_gpus_are_held_with_those_that_are_hot_all_over() -> None:

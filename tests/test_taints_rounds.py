@@ -395,9 +395,10 @@ async def test_one_cause_for_many_nodes_is_told_once_and_that_for_a_node_once_fo
             bench.clock.advance(5)
         assert bench.effects() == {}
         assert sorted(each["message"] for each in bench.objects(EVENTS)) == [
-            "GPUs are held back from claimscope.io/degraded (systemic): many GPUs of node node-20 have clocks_low at "
-            "once: one cause outside of them",
             "GPUs are held back from claimscope.io/degraded (systemic): power_brake stands on 15 nodes: one cause "
             "outside of them; acknowledge to go on",
+            "GPUs are held back from claimscope.io/degraded (systemic_node): many GPUs of node node-20 have clocks_low "
+            "at once: one cause outside of them",
         ]
-        assert bench.leader.value("dra_taint_held", "systemic") == 38.0
+        assert bench.leader.value("dra_taint_held", "systemic") == 30.0
+        assert bench.leader.value("dra_taint_held", "systemic_node") == 8.0

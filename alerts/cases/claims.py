@@ -17,19 +17,33 @@ def _info(claim: str, kind: str = "Job", workload: str = "train") -> dict[str, s
 
 
 def _waits(
-    claim: str, reason: str, values: str, *, pod: str = "train-x", deviceclass: str = "gpu.nvidia.com"
+    claim: str, reason: str, values: str, *, pod: str = "train-x", deviceclass: str = "gpu.nvidia.com", since: int = 0
 ) -> dict[str, str]:
     uid = f"uid-{claim}" if claim else ""
     labels = f'namespace="ml",resourceclaim="{claim}",claim_uid="{uid}",pod="{pod}",deviceclass="{deviceclass}"'
     return {
         f"dra_claim_pending_seconds{{{labels}}}": values,
-        f'dra_claim_pending_reason{{{labels},reason="{reason}"}}': "1x60",
+        f'dra_claim_pending_reason{{{labels},reason="{reason}"}}': f"_x{since} 1x60" if since else "1x60",
+    }
+
+
+def _waited_and(reason: str, turns: str, before: str = "devices_in_use") -> dict[str, str]:
+    """A claim that has waited for two hours, and for this reason in these minutes alone."""
+    labels = 'namespace="ml",resourceclaim="train-0",claim_uid="uid-train-0",pod="train-x",deviceclass="gpu.nvidia.com"'
+    return {
+        **_info("train-0"),
+        **_held("train-0", "GPU-a"),
+        f"dra_claim_pending_seconds{{{labels}}}": "7200+60x60",
+        f'dra_claim_pending_reason{{{labels},reason="{before}"}}': "1x10 stale",
+        f'dra_claim_pending_reason{{{labels},reason="{reason}"}}': turns,
     }
 
 
 def _held(claim: str, uuid: str, node: str = "n1") -> dict[str, str]:
     labels = f'namespace="ml",resourceclaim="{claim}",claim_uid="uid-{claim}",uuid="{uuid}",node="{node}"'
-    return {f'dra_claim_device_info{{{labels},request="gpu",admin_access="false"}}': "1x240"}
+    return {
+        f'dra_claim_device_info{{{labels},request="gpu",driver="gpu.nvidia.com",admin_access="false"}}': "1x240"
+    }
 
 
 def _account(family: str, claim: str, uuid: str, more: str = "") -> str:
@@ -108,13 +122,43 @@ _PENDING: Final = (
         series={**_info("train-0"), **_waits("train-0", "devices_in_use", "0+60x30")}, at="5m",
     ),
     Case(
+        alert="DRAClaimPendingTooLong", about="nobody is told that it is over while a controller is replaced",
+        series={
+            name: values if name.startswith("dra_claim_info") else f"{values[:-3]}x8 stale"
+            for name, values in {**_info("train-0"), **_waits("train-0", "constraint", "0+60x30")}.items()
+        },
+        at="15m",
+        fires=(
+            Fired(
+                labels=_JOB,
+                says="Claims of Job ml/train have waited for 8m 0s. Longest: claim train-0 of class gpu.nvidia.com:"
+                " constraint (8m 0s).",
+            ),
+        ),
+    ),
+    Case(
         alert="DRAClaimPendingTooLong", about="resolved when it is allocated",
         series={
             **_info("train-0"),
             **{name: values.replace("x30", "x10").replace("x60", "x10")
                for name, values in _waits("train-0", "devices_in_use", "0+60x30").items()},
         },
-        at="20m",
+        at="26m",
+    ),
+    Case(
+        alert="DRAClaimPendingTooLong", about="a gate was held for two hours, and opened three minutes ago",
+        series=_waited_and("devices_in_use", "_x11 1x60", "gated"), at="14m",
+    ),
+    Case(
+        alert="DRAClaimPendingTooLong", about="five minutes after its gate was opened",
+        series=_waited_and("devices_in_use", "_x11 1x60", "gated"), at="17m",
+        fires=(
+            Fired(
+                labels=_JOB,
+                says="Claims of Job ml/train have waited for 2h 17m 0s. Longest: claim train-0 of class gpu.nvidia.com:"
+                " devices_in_use (2h 17m 0s).",
+            ),
+        ),
     ),
     *(
         Case(
@@ -218,6 +262,38 @@ def _straggler(about: str, load: tuple[float, float, float], which: str) -> Case
     )
 
 
+def _slow_node() -> dict[str, tuple[float, float, float]]:
+    """Eight of 64 GPUs at about half the clocks."""
+    return {
+        f"GPU-{number}": (0.9, 0.5 + number / 100 if number < 8 else 0.95, 0.5) for number in range(64)
+    }  # fmt: skip
+
+
+def _one_claim(kind: str) -> dict[str, str]:
+    """Eight GPUs of one claim, the first at half the clocks."""
+    series = _info("train-0", kind)
+    for number in range(8):
+        uuid = f"GPU-{number}"
+        series |= {**_held("train-0", uuid), **_load(uuid, 0.9, 0.95 if number else 0.5, 0.5)}
+    return series
+
+
+def _slow_in_claim(kind: str) -> Case:
+    return Case(
+        alert="DRAClaimStraggler",
+        about=f"lower clocks of one GPU of eight in a claim of a {kind}",
+        series=_one_claim(kind),
+        at="30m",
+        fires=(
+            Fired(
+                labels={**_JOB, "workload_kind": kind},
+                says=f"1 GPUs of {kind} ml/train do not keep step with the others: GPU-0 of node n1 (clock 50%)."
+                " Median: clock 95%.",
+            ),
+        ),
+    )
+
+
 def _in_step(about: str, series: Mapping[str, str]) -> Case:
     return Case(alert="DRAClaimStraggler", about=about, series=series, at="30m")
 
@@ -238,7 +314,7 @@ _STRAGGLERS: Final = (
         about="the one that is busy while the others wait for it",
         series=_gang({**dict.fromkeys(_OTHERS, (0.2, 0.95, 0.3)), "GPU-x": (1, 0.95, 0.3)}),
         at="30m",
-        fires=(_apart("busy 100%", "clock 95%. busy 20%. power 30%."),),
+        fires=(_apart("busy 100%", "clock 95%. power 30%. busy 20%."),),
     ),
     Case(
         alert="DRAClaimStraggler",
@@ -252,6 +328,26 @@ _STRAGGLERS: Final = (
                 " node n1 (busy 10%). Median: clock 95%. busy 90%. power 80%.",
             ),
         ),
+    ),
+    Case(
+        alert="DRAClaimStraggler",
+        about="a whole node of a job of 64 GPUs at half the clocks",
+        series=_gang(_slow_node()),
+        at="30m",
+        fires=(
+            Fired(
+                labels=_JOB,
+                says="8 GPUs of Job ml/train do not keep step with the others:"
+                + "".join(f" GPU-{number} of node n1 (clock 5{number}%)." for number in (7, 6, 5, 4, 3))
+                + " Median: clock 95%. busy 90%. power 50%.",
+            ),
+        ),
+    ),
+    _slow_in_claim("Deployment"),
+    _slow_in_claim("LeaderWorkerSet"),
+    _in_step(
+        "a GPU that does nothing lowers its clocks",
+        _gang({f"GPU-{number}": (0.9 if number < 5 else 0.1, 0.95 if number < 5 else 0.2, 0.5) for number in range(8)}),
     ),
     _in_step("stages of a pipeline: half of the GPUs do other work", _gang(_split(9, 0.95, 7, 0.55))),
     _in_step("actors and learners", _gang(_split(5, 0.9, 3, 0.1))),
@@ -352,16 +448,72 @@ def _free(devices: int) -> dict[str, str]:
 _CLASS: Final = {"deviceclass": "gpu.nvidia.com"}
 
 _STUCK: Final = (
+    *(
+        Case(
+            alert="DRASchedulingStalled",
+            about=f"the controller finds devices that fit, and the scheduler does nothing: {reason}",
+            series={**_info("train-0"), **_waits("train-0", reason, "0+60x30"), **_free(3)},
+            at="11m",
+            fires=(
+                Fired(
+                    labels=_CLASS,
+                    says="1 claims of class gpu.nvidia.com in cluster east wait although devices are free:"
+                    " ml/train-0 (11m 0s).",
+                ),
+            ),
+        )
+        for reason in ("scheduling", "scheduler_silent", "not_retried", "scheduler_timeout")
+    ),
     Case(
         alert="DRASchedulingStalled",
-        about="the controller finds devices that fit, and the scheduler does nothing",
-        series={**_info("train-0"), **_waits("train-0", "scheduling", "0+60x30"), **_free(3)},
-        at="11m",
+        about="a claim that waited for hours is handed out",
+        series={**_waited_and("not_retried", "_x11 1x8 stale"), **_free(3)},
+        at="19m",
+    ),
+    Case(
+        alert="DRASchedulingStalled",
+        about="how long it has been so, after hours of another cause",
+        series={**_waited_and("not_retried", "_x11 1x60"), **_free(3)},
+        at="22m",
         fires=(
             Fired(
                 labels=_CLASS,
                 says="1 claims of class gpu.nvidia.com in cluster east wait although devices are free:"
                 " ml/train-0 (11m 0s).",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRADriverAbsent",
+        about="no slices for two minutes, as while a kubelet starts",
+        series=_waited_and("no_driver", "_x11 1x2 stale"),
+        at="13m",
+    ),
+    Case(
+        alert="DRAPrepareFailing",
+        about="one attempt of a claim that waited for hours fails",
+        series=_waited_and("prepare_failed", "_x11 1x1 stale"),
+        at="12m",
+    ),
+    Case(
+        alert="DRAPrepareFailing",
+        about="one page for a driver that is broken on two nodes",
+        series={
+            name: values
+            for number in range(4)
+            for made in (
+                _info(f"train-{number}"),
+                _held(f"train-{number}", f"GPU-{number}", f"n{number // 3}"),
+                _waits(f"train-{number}", "prepare_failed", "0+60x30", since=number),
+            )
+            for name, values in made.items()
+        },
+        at="10m",
+        fires=(
+            Fired(
+                labels={"driver": "gpu.nvidia.com"},
+                says="Devices of driver gpu.nvidia.com in cluster east cannot be prepared for 4 claims. Nodes: n0 (3)."
+                " n1 (1). Longest: ml/train-0 (10m 0s). ml/train-1 (9m 0s). ml/train-2 (8m 0s).",
             ),
         ),
     ),
@@ -409,14 +561,25 @@ _STUCK: Final = (
     ),
     Case(
         alert="DRAPrepareFailing",
-        about="by node",
+        about="by driver, with its nodes",
         series={**_info("train-0"), **_held("train-0", "GPU-a"), **_waits("train-0", "prepare_failed", "0+60x30")},
         at="6m",
         fires=(
             Fired(
-                labels={"node": "n1"},
-                says="Node n1 in cluster east cannot prepare the devices of 1 claims. In the whole cluster:"
-                " ml/train-0 (6m 0s).",
+                labels={"driver": "gpu.nvidia.com"},
+                says="Devices of driver gpu.nvidia.com in cluster east cannot be prepared for 1 claims. Nodes: n1 (1)."
+                " Longest: ml/train-0 (6m 0s).",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRAPrepareFailing",
+        about="with --claim-series=off",
+        series={**_info("train-0"), **_waits("train-0", "prepare_failed", "0+60x30")},
+        at="6m",
+        fires=(
+            Fired(
+                says="Devices in cluster east cannot be prepared for 1 claims. Nodes: Longest: ml/train-0 (6m 0s).",
             ),
         ),
     ),
@@ -441,7 +604,7 @@ _STUCK: Final = (
     Case(
         alert="DRAClaimLeaked",
         about="let go after a while",
-        series={'dra_claim_leaked{namespace="ml",resourceclaim="old-0",claim_uid="u0"}': "1x10 _x50"},
+        series={'dra_claim_leaked{namespace="ml",resourceclaim="old-0",claim_uid="u0"}': "1x5 _x50"},
         at="20m",
     ),
 )

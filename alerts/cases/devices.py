@@ -132,7 +132,10 @@ _VERDICTS: Final = (
     ),
     Case(
         alert="DRASystemicFinding", about="held back for another reason",
-        series={'dra_taint_held{reason="systemic"}': "0x60", 'dra_taint_held{reason="mode"}': "6x60"}, at="5m",
+        series={
+            'dra_taint_held{reason="systemic"}': "0x60", 'dra_taint_held{reason="systemic_node"}': "2x60",
+            'dra_taint_held{reason="mode"}': "6x60",
+        }, at="5m",
     ),
     Case(
         alert="DRASystemicFindingOnNode", about="half of the node is slow",

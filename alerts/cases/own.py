@@ -45,12 +45,29 @@ _AGENTS: Final = (
         alert="DRANodesBlind", about="6 of 100 nodes", series=_nodes(94, 4, 2), at="6m",
         fires=(
             Fired(
-                says="6 GPU nodes in cluster east have no agent that is heard: nobody sees their GPUs fail.",
+                says="6% of the GPU nodes in cluster east have no agent that is heard: nobody sees their GPUs fail.",
             ),
         ),
     ),
     Case(alert="DRANodesBlind", about="5 of 100 nodes", series=_nodes(95, 5, 0), at="6m"),
-    Case(alert="DRANodesBlind", about="two of a few nodes", series=_nodes(14, 2, 0), at="6m"),
+    Case(
+        alert="DRANodesBlind", about="2 of 10 nodes", series=_nodes(8, 2, 0), at="6m",
+        fires=(
+            Fired(
+                says="20% of the GPU nodes in cluster east have no agent that is heard: nobody sees their GPUs fail.",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRANodesBlind", about="one of ten, for twenty minutes", series=_nodes(9, 1, 0), at="21m",
+        fires=(
+            Fired(
+                says="10% of the GPU nodes in cluster east have no agent that is heard: nobody sees their GPUs fail.",
+            ),
+        ),
+    ),
+    Case(alert="DRANodesBlind", about="one of ten boots", series=_nodes(9, 1, 0), at="16m"),
+    Case(alert="DRANodesBlind", about="one of twenty is a ticket", series=_nodes(19, 1, 0), at="40m"),
     Case(
         alert="DRAAgentDown", about="it does not answer", series={f'up{{{_JOB},node="n1"}}': "0x60"}, at="21m",
         fires=(Fired(labels=_NODE, says="The agent of node n1 has not answered for 20 minutes."),),
@@ -158,6 +175,23 @@ _AGENTS: Final = (
     ),
     Case(alert="DRALabelsOverwritten", about="honor_labels is on", series={f"{_EDGE}}}": "1x60"}, at="16m"),
     Case(
+        alert="DRANodeLabelMissing", about="two agents of one job",
+        series={
+            f'claimscope_agent_build_info{{instance="{instance}",version="1"}}': "1x60" for instance in ("a", "b")
+        },
+        at="16m",
+        fires=(
+            Fired(
+                says="4 agents in cluster east are scraped without the label `node`: one that answers hides those that"
+                " do not.",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRANodeLabelMissing", about="all have it", series={_agent("build_info", ',version="1"'): "1x60"},
+        at="16m",
+    ),
+    Case(
         alert="DRAOtlpPointsLost", about="the Collector refuses them",
         series={_agent("otlp_points_total", ',result="refused"'): "0+600x60"}, at="35m",
         fires=(
@@ -206,6 +240,53 @@ _CONTROLLERS: Final = (
             _controller("leader", 'instance="c2"'): "1x60",
         },
         at="6m",
+    ),
+    Case(
+        alert="DRAControllerDown", about="agents fence their own nodes, and there never was a controller",
+        series={
+            _agent("build_info", ',version="1"'): "1x200",
+            _agent("taint_mode_info", ',mode="enforce",configured="enforce",reason=""'): "1x200",
+        },
+        at="3h",
+    ),
+    Case(
+        alert="DRAControllerDown", about="agents fence their own nodes, and the controller that there was is gone",
+        series={
+            _agent("build_info", ',version="1"'): "1x200",
+            _agent("taint_mode_info", ',mode="enforce",configured="enforce",reason=""'): "1x200",
+            _controller("leader"): "1x10 _x190",
+        },
+        at="40m",
+        fires=(
+            Fired(says="Nobody watches claims in cluster east, and GPUs that fail are not fenced."),
+        ),
+    ),
+    Case(
+        alert="DRAControllerWatchDown", about="the right to read claims was never given",
+        series={
+            _controller("watch_up", 'resource="resourceclaims"'): "0x60",
+            _controller("watch_served", 'resource="resourceclaims"'): "0x60",
+            _controller("watch_up", 'resource="pods"'): "1x60",
+        },
+        at="16m",
+        fires=(
+            Fired(
+                labels={"resource": "resourceclaims"},
+                says="resourceclaims in cluster east cannot be listed and watched.",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRAControllerWatchDown", about="Kubernetes 1.35 has no DeviceTaintRules",
+        series={
+            _controller("watch_up", 'resource="devicetaintrules"'): "0x60",
+            _controller("watch_served", 'resource="devicetaintrules"'): "0x60",
+        },
+        at="40m",
+    ),
+    Case(
+        alert="DRAControllerWatchDown", about="a watch that is opened anew",
+        series={_controller("watch_up", 'resource="pods"'): "0x5 1x60"}, at="16m",
     ),
     Case(
         alert="DRAControllerWatchStale", about="nothing of pods", series={_WATCH: "0x60"}, at="21m",

@@ -86,7 +86,25 @@ def _use(name: str, claim: float, pod: float) -> tuple[Recorded, ...]:
     )
 
 
+# Errors of GPU 0 that come, of GPU 1 that began anew at minute 8, and of GPU 2 that is long over.
+def _errors(family: str, kind: str) -> dict[str, str]:
+    return {
+        f'{family}{{node="n1",gpu="{gpu}",uuid="GPU-{gpu}",type="{kind}"}}': values
+        for gpu, values in (("0", "0+2x20"), ("1", "90x7 3x13"), ("2", "5x20"))
+    }
+
+
+_GPU_0: Final = 'node="n1",gpu="0",uuid="GPU-0"'
+_GPU_1: Final = 'node="n1",gpu="1",uuid="GPU-1"'
 _ENERGY: Final = "dra_claim_gpu_energy_joules_total"
+_ACCOUNTED: Final = {
+    **_account(_ENERGY, "GPU-a", "exclusive", "0+6000x10"),
+    f"pod_gpu_energy_joules_total{{{_POD}}}": "0+1200x10",
+    'gpu_energy_joules_total{node="n1",uuid="GPU-a",gpu="0"}': "0+6000x10",
+    'gpu_energy_joules_total{node="n1",uuid="GPU-d",gpu="1"}': "0+1800x10",
+    'gpu_energy_joules_total{node="n1",uuid="MIG-e",gpu="1"}': "0+600x10",  # a part of GPU-d
+    'gpu_unattributed_energy_joules_total{node="n1",uuid="GPU-d",gpu="1"}': "0+600x10",
+}
 _UTILIZATION: Final = {
     **_busy("n1", "GPU-a", 0.9), **_busy("n1", "GPU-b", 0.05), **_busy("n2", "GPU-c", 0.5), **_busy("n2", "GPU-d", 0.2),
     **_busy("plugin", "GPU-e", 0.9),
@@ -97,6 +115,18 @@ _HELD_LABELS: Final = 'namespace="ml",resourceclaim="{0}",claim_uid="uid-{0}",de
 _WAIT: Final = 'namespace="ml",pod="p",deviceclass="gpu"'
 
 CASES: Final = (
+    Recorded(
+        record="deviceclass:dra_allocation_slow:ratio_rate1h",
+        about="the controller that follows counts from nothing, and all that it sees is slow",
+        series={
+            f'dra_allocation_duration_seconds_{name}deviceclass="g",phase="binding"}}': values
+            for name, values in (
+                ('bucket{le="30",instance="a",', "0+10x60 stale"), ('count{instance="a",', "0+10x60 stale"),
+                ('bucket{le="30",instance="b",', "_x61 0x60"), ('count{instance="b",', "_x61 0+10x60"),
+            )
+        },
+        at="91m", values={'deviceclass="g"': 60 / 119},  # 1 minute in 60 lies between the two
+    ),
     Recorded(
         record="cluster:dra_pool_devices:distinct", about="devices of overlapping classes count once", series=_pools(),
         at="5m", values={"": 9},
@@ -198,5 +228,60 @@ CASES: Final = (
             'dra_allocation_duration_seconds_bucket{deviceclass="b",phase="binding",le="60.0"}': "0+9x10",
         },
         at="10m", values={'deviceclass="a"': 0.25, 'deviceclass="b"': 0.5},
+    ),
+    Recorded(
+        record="holder:gpus_wasted:rate5m", about="held and not busy, of what can be measured", series=_IN_USE,
+        at="10m", values={_OF_CLAIM: 0.625, _OF_POD: 0.975},
+    ),
+    *(
+        Recorded(
+            record=f"namespace_source:{name}", about="by how holders came by their GPUs", series=_IN_USE, at="10m",
+            values={'namespace="ml",source="claim"': claim, 'namespace="ml",source="device_plugin"': pod},
+        )
+        for name, claim, pod in (
+            ("gpus_held:rate5m", 2.125, 1), ("gpus_busy:rate5m", 0.5, 0.025), ("gpus_measured:rate5m", 1.125, 1),
+        )
+    ),
+    *(
+        Recorded(
+            record=f"cluster:dra_claim_gpu_busy_per_allocated:p{share}", about="of claims", series=_IN_USE, at="10m",
+            values={"": 0.5 / 1.125},
+        )
+        for share in (10, 50, 90)
+    ),
+    Recorded(
+        record="namespace:gpu_held_energy_joules:rate5m", about="watts of claims and of pods", series=_ACCOUNTED,
+        at="10m", values={'namespace="ml"': 120},
+    ),
+    Recorded(
+        record="cluster:gpu_energy_joules:rate5m", about="MIG devices are parts of GPUs", series=_ACCOUNTED, at="10m",
+        values={"": 130},
+    ),
+    Recorded(
+        record="cluster:gpu_unattributed_energy_joules:rate5m", about="what no holder can be given",
+        series=_ACCOUNTED, at="10m", values={"": 10},
+    ),
+    Recorded(
+        record="device_type:gpu_ecc_device_errors:increase5m", about="only those that counted any",
+        series=_errors("gpu_ecc_device_errors_total", "corrected"), at="10m",
+        values={f'{_GPU_0},type="corrected"': 10, f'{_GPU_1},type="corrected"': 3},
+    ),
+    Recorded(
+        record="device:gpu_remapped_rows:increase5m", about="of all types together",
+        series=_errors("gpu_remapped_rows_total", "corrected") | _errors("gpu_remapped_rows_total", "uncorrected"),
+        at="10m", values={_GPU_0: 20, _GPU_1: 6},
+    ),
+    Recorded(
+        record="device:gpu_nvlink_errors:increase5m", about="an error that counts under several types is one",
+        series=_errors("gpu_nvlink_errors_total", "replay") | _errors("gpu_nvlink_errors_total", "recovery"),
+        at="10m", values={_GPU_0: 10, _GPU_1: 3},
+    ),
+    Recorded(
+        record="device:gpu_nvlink_down:count", about="GPUs without a link that is down are left out",
+        series={
+            f"gpu_nvlink_up{{{gpu},link=\"{link}\"}}": f"{up}x10"
+            for gpu, link, up in ((_GPU_0, 0, 0), (_GPU_0, 1, 0), (_GPU_0, 2, 1), (_GPU_1, 0, 1))
+        },
+        at="5m", values={_GPU_0: 2},
     ),
 )  # fmt: skip

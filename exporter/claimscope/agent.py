@@ -24,6 +24,7 @@ from claimscope.config import Config
 from claimscope.export.collect import Collector
 from claimscope.export.dcgm.collect import DcgmCollector
 from claimscope.export.dcgm.rates import Rates
+from claimscope.export.dcgm.recent import RecentEvents
 from claimscope.export.otlp.parts import agent_pusher
 from claimscope.health.kmsg import start_after
 from claimscope.health.pci import gpus_on_bus
@@ -108,6 +109,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
                 sampling_hz=config.sampling_hz,
                 driver_time_budget_ratio=config.driver_time_budget_ratio,
                 collectors=config.collectors,
+                nvlink_peers=config.compat_dcgm != "off",
             ),
             node.on_message,
             clock=clock,
@@ -121,6 +123,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         dcgm = _dcgm(config)
         if dcgm is not None:
             node.rates = Rates(dcgm.rate_periods)
+            if config.compat_dcgm == "all":
+                node.recent = RecentEvents()
         application = make_application(
             snapshot=lambda: node.snapshot,
             collector=collector,

@@ -22,7 +22,7 @@ ENVIRONMENT_PREFIX = "CLAIMSCOPE_"
 KUBELET_SOCKET = "/var/lib/kubelet/pod-resources/kubelet.sock"
 SAMPLING_HZ_MAX = 20.0
 
-Profile = Literal["h100x8", "a100x8-mig", "b200x8", "l40sx4"]
+Profile = Literal["h100x8", "a100x8-mig", "b200x8", "l40sx4", "a100x4-bridge"]
 Collector = Literal["nvlink-per-link", "processes"]
 Attribution = Literal["kubelet", "off"]
 ApiServer = Literal["auto", "off"]
@@ -213,8 +213,8 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ] = 15
     claim_series: Annotated[
         ClaimSeries,
-        Meta(description="Series per claim: `essential` leaves out all but info, state and what calls for action; "
-             "`off` leaves only claims that wait, or hold devices without running."),
+        Meta(description="Series per claim: `essential` leaves out all but info, state, devices and what calls for "
+             "action; `off` leaves only claims that wait, or hold devices without running."),
     ] = "all"
     taint_mode: Annotated[
         TaintMode,

@@ -31,6 +31,7 @@ from claimscope.sim.questions import QUERIES, RATE_SECONDS, Query, reasons_of, r
 from claimscope.sim.sandbox import Parts, work_directory
 from claimscope.sim.scenario import Scenario, ScenarioError, decode_scenario, load_scenario
 from claimscope.sim.scheduler import SchedulerCannotDecideError
+from claimscope.sim.told_alerts import Firing, about, news
 from claimscope.taints import command, conditions, maintenance_command
 from claimscope.taints.apply import api_time
 from claimscope.taints.notebook import Notebook
@@ -303,7 +304,8 @@ async def run(
         until = "" if seconds is None else f", or wait {seconds:g} s"
         say(f"Ctrl-C stops everything{until}.")
         if scenario is None:
-            say(f"\nWhat goes wrong, and its alerts; they are held {script.FACTOR} times shorter than in alerts/rules:")
+            say(f"\nWhat goes wrong, and about when its alerts fire; they are held {script.FACTOR} times shorter than "
+                "in alerts/rules, and stay for 50 s (elsewhere for 10 minutes) once it is over:")
             say("\n".join(script.timetable(acts)))
         show = (
             _show_totals(web, agents[0].address, controller, say) if prometheus is None
@@ -408,19 +410,29 @@ class Stage:
 
 async def _tell_alerts(web: aiohttp.ClientSession, prometheus: str, began_ns: int, say: Say) -> None:
     """Says which alerts come to fire, and which no longer do."""
-    firing: set[str] = set()
+    firing: set[Firing] = set()
+    gpus: dict[str, str] = {}  # their numbers by UUID; one that is lost keeps its number
     while True:
         await asyncio.sleep(_TELL_SECONDS)
         response = await _get(web, f"{prometheus}/api/v1/alerts")
         if response is None or response.status != 200:
             continue
         found = (await response.json())["data"]["alerts"]
-        now = {each["labels"]["alertname"] for each in found if each["state"] == "firing"}
-        after = (SystemClock().monotonic_ns() - began_ns) / 1e9
-        for words, names in (("fires", now - firing), ("resolved", firing - now)):
-            if names:
-                say(f"+{after:3.0f} s  {words:8}  {', '.join(sorted(names))}")
+        labels = [each["labels"] for each in found if each["state"] == "firing"]
+        if any(each.get("uuid", "") not in gpus for each in labels):
+            gpus |= await _numbers(web, prometheus)
+        now = {(each["alertname"], about(each, gpus)) for each in labels}
+        for line in news((SystemClock().monotonic_ns() - began_ns) / 1e9, firing, now):
+            say(line)
         firing = now
+
+
+async def _numbers(web: aiohttp.ClientSession, prometheus: str) -> dict[str, str]:
+    """The numbers of the GPUs that are there."""
+    response = await _get(web, f"{prometheus}/api/v1/query", query="max by (uuid, gpu) (gpu_info)")
+    if response is None or response.status != 200:
+        return {}
+    return {each["metric"]["uuid"]: each["metric"]["gpu"] for each in (await response.json())["data"]["result"]}
 
 
 async def _until_end(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from claimscope.accounting.ledger import Ledger
     from claimscope.clock import Clock
     from claimscope.export.dcgm.rates import Rates
+    from claimscope.export.dcgm.recent import RecentEvents
     from claimscope.export.otlp.push import Pusher
     from claimscope.health.sources import HealthSources
     from claimscope.health.watch import HealthView, HealthWatch
@@ -93,11 +94,13 @@ class Node:
         self._slices: tuple[SliceDevice, ...] = ()
         self._attribution = Attribution()
         self._last_success_wall_ns: dict[str, int] = {}
+        # What never works must get old as well, so what is asked counts as answered at the start.
+        self._asked_since_wall_ns: dict[str, int] = {"pod-resources": clock.wall_ns()} if attribution else {}
         self._last_listing_ns: int | None = None
         self._errors: Counter[tuple[str, str]] = Counter()
         self._failing: dict[str, str] = {"pod-resources": "no answer from the kubelet yet"} if attribution else {}
         self._journal_writes: Counter[str] = Counter()
-        self._journal_wall_ns: int | None = None
+        self._journal_wall_ns = clock.wall_ns()
         self.health: HealthWatch | None = None  # None: not judged
         self.health_sources: HealthSources | None = None
         self.health_view: HealthView | None = None  # as of the Snapshot
@@ -108,6 +111,7 @@ class Node:
         self.heartbeat: HeartbeatLease | None = None  # for what is shown of it; somebody else runs it
         self.otlp: Pusher | None = None  # likewise
         self.rates: Rates | None = None  # only DCGM's names want them
+        self.recent: RecentEvents | None = None  # likewise
         self.fencing: LocalFencing | None = None  # likewise; None: the controller fences
         self._build = build_info(importlib.metadata.version("claimscope"), platform.python_version())
 
@@ -125,11 +129,15 @@ class Node:
                 self._extremes.observe(window)
                 if self.rates is not None:
                     self.rates.observe(window)
+                if self.recent is not None:
+                    self.recent.observe(window)
                 if self.health is not None:
                     self.health.window(window, self.clock.monotonic_ns(), self.clock.wall_ns())
             case EventMessage(event=event):
                 logger.info("%s %d on %s", event.kind, event.code, event.entity)
                 self._ledger.event(event)
+                if self.recent is not None:
+                    self.recent.event(event, self.clock.monotonic_ns())
                 if self.health is not None:
                     self.health.event(event, self.clock.monotonic_ns(), self.clock.wall_ns())
             case InventoryMessage(inventory=inventory):
@@ -221,6 +229,7 @@ class Node:
 
     def on_slices_error(self, error: ApiError) -> None:
         """Takes a failure of the slices' watch: what was known before stands."""
+        self._asked_since_wall_ns.setdefault("resourceslices", self.clock.wall_ns())
         self._failed("resourceslices", error.reason.value, str(error))
 
     def on_claims_error(self, error: ApiError) -> None:
@@ -384,6 +393,7 @@ class Node:
             totals=self._known(self._ledger.totals()),
             extremes=self._extremes.view(wall_ns),
             rates={} if self.rates is None else self.rates.view(self._appeared_ns.keys()),
+            recent={} if self.recent is None else self.recent.view(self._appeared_ns.keys(), now_ns),
             unattributed=self._known(unattributed),
             accounts=accounts,
             holds=self._attribution.holds,
@@ -460,7 +470,7 @@ class Node:
             yield own("missing_readings", missing[absent], absent.value)
         yield own("unmeasurable_devices", self._unmeasurable(), "busy_time")
         yield own("unobserved_seconds_total", self._ledger.unobserved_seconds)
-        for source, wall_ns in sorted(self._last_success_wall_ns.items()):
+        for source, wall_ns in sorted((self._asked_since_wall_ns | self._last_success_wall_ns).items()):
             yield own("attribution_last_success_timestamp_seconds", wall_ns / 1e9, source)
         for (source, reason), count in sorted(self._errors.items()):
             yield own("attribution_errors_total", count, source, reason)
@@ -482,7 +492,7 @@ class Node:
             yield from self.otlp.samples()
         if self.fencing is not None:
             yield from self.fencing.samples()
-        if self._journal_wall_ns is not None:
+        if self._journal_writes:
             yield own("journal_last_success_timestamp_seconds", self._journal_wall_ns / 1e9)
 
     def _unmeasurable(self) -> int:

@@ -20,6 +20,7 @@ from claimscope.claims.state import condition_of, is_bound
 from claimscope.kube.objects import ClaimSpec, Condition, DeviceResult, Event, Pod, ResourceClaim, unix_seconds
 
 GRACE_SECONDS: Final = 10.0  # for controllers and watches to come to a new object
+DEFAULT_SCHEDULER: Final = "default-scheduler"
 UNSEEN_SECONDS: Final = 60.0  # after which a scheduler that runs has looked at a pod
 # Parts of the scheduler's message that say nothing of their own.
 _NOISE: Final = (
@@ -44,6 +45,7 @@ class Question:
     shortage: Shortage | None = None  # of a claim that is not allocated; None: devices or classes are not known
     together: Shortage | None = None  # of all claims of the pod that are not allocated, where there are several
     others: tuple[Question, ...] = ()  # the pod's other claims, while the pod is on no node; these know no others
+    scheduler_known: bool = True  # the pod's scheduler is Kubernetes' own, or has been at work on other pods
 
     @property
     def called(self) -> str:
@@ -353,13 +355,46 @@ def unseen(question: Question) -> Diagnosis | None:
         return None
     if question.unallocated is not None and (question.shortage is None or question.shortage.stage is not Stage.FITS):
         return None
-    pod, name = question.pod.metadata.name, question.pod.spec.scheduler_name or "default-scheduler"
+    pod, name = question.pod.metadata.name, question.pod.spec.scheduler_name or DEFAULT_SCHEDULER
+    evidence = ("the pod has no condition PodScheduled", *cordoned(question))
+    if not question.scheduler_known:  # a name that is misspelt, more likely than a scheduler that is down
+        return Diagnosis(
+            reason=PendingReason.OTHER_SCHEDULING,
+            summary=f"no scheduler has looked at pod {pod}; spec.schedulerName is {name}, which has placed no pod that "
+            "is known: does it exist?",
+            evidence=evidence,
+            cure=f"correct spec.schedulerName of the pod, or start scheduler {name}",
+        )
     return Diagnosis(
-        reason=PendingReason.OTHER_SCHEDULING,
+        reason=PendingReason.SCHEDULER_SILENT,
         summary=f"no scheduler has looked at pod {pod}; spec.schedulerName is {name}: is it running?",
-        evidence=("the pod has no condition PodScheduled", *cordoned(question)),
-        cure=f"see whether scheduler {name} runs and what its log says, or correct spec.schedulerName of the pod",
+        evidence=evidence,
+        cure=f"see whether scheduler {name} runs and what its log says",
     )
+
+
+def not_retried(question: Question) -> Diagnosis | None:
+    """The scheduler said no, yet now there is room: it has not looked again, or sees what the objects do not show."""
+    if question.unallocated is None or is_bound(question.pod) or not question.said:
+        return None
+    if question.shortage is None or question.shortage.stage is not Stage.FITS:
+        return None
+    if not question.reads("devicetaintrules") or _unserved_resources(question):
+        return None
+    near = ", ".join(each.node for each in question.shortage.closest) or "a node"
+    name = question.pod.spec.scheduler_name or DEFAULT_SCHEDULER
+    return Diagnosis(
+        reason=PendingReason.NOT_RETRIED,
+        summary=f"the scheduler could not allocate it when it last tried, yet its devices are free on {near}",
+        evidence=(*cordoned(question), *question.words),
+        cure=f"nothing for some minutes: a scheduler looks again when devices come free, and after five minutes at the "
+        f"latest; if it lasts, see whether scheduler {name} runs and what its log says of the pod",
+    )
+
+
+def _unserved_resources(question: Question) -> tuple[str, ...]:
+    """Extended resources that the scheduler looks for at device plugins alone."""
+    return tuple(name for name in question.resources if f"Insufficient {name}" in question.said)
 
 
 def scheduling(question: Question) -> Diagnosis | None:
@@ -457,7 +492,7 @@ def _what_is_known(question: Question) -> str:
     if question.said and question.shortage is not None and question.shortage.stage is Stage.FITS:
         near = ", ".join(each.node for each in question.shortage.closest) or "a node"
         words = f"the scheduler could not allocate it when it last tried, yet its devices are free on {near}"
-        short = [name for name in question.resources if f"Insufficient {name}" in question.said]
+        short = _unserved_resources(question)
         if short:
             return (f"the scheduler looks for {', '.join(short)} at device plugins alone, yet devices are free on "
                     f"{near}: is feature gate DRAExtendedResource on?")

@@ -143,6 +143,7 @@ class Doing(enum.Enum):
     """What a pod does that holds devices without running on them."""
 
     PREPARING = "preparing"  # between binding and sandbox: devices, volumes, network
+    NOT_RETRIED = "not_retried"  # the scheduler refused it earlier; its devices are free now
     PREPARE_FAILED = "prepare_failed"
     PULLING = "pulling"  # image
     IMAGE_FAILED = "image_failed"  # ImagePullBackOff, ErrImagePull, InvalidImageName
@@ -182,7 +183,9 @@ class PendingReason(enum.Enum):
     ALLOCATED_ELSEWHERE = "allocated_elsewhere"  # shared claim, pinned to a node the pod cannot go to
     SCHEDULER_TIMEOUT = "scheduler_timeout"
     OTHER_SCHEDULING = "other_scheduling"  # devices there are; cpu, memory, node taints or affinity keep the pod
+    SCHEDULER_SILENT = "scheduler_silent"  # devices there are, and no scheduler has looked at the pod
     SCHEDULING = "scheduling"  # in progress: the scheduler has not said no
+    NOT_RETRIED = "not_retried"  # the scheduler refused it earlier; its devices are free now
     PREPARE_FAILED = "prepare_failed"
     PREPARING = "preparing"  # in progress on the node
     UNKNOWN = "unknown"

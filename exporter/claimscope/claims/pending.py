@@ -18,7 +18,7 @@ from claimscope.claims.extended import ExtendedResources
 from claimscope.claims.fitting import Matching, Stage
 from claimscope.claims.model import ClaimView, Diagnosis, Key, PendingReason, Wait
 from claimscope.claims.shortage import Shortage
-from claimscope.claims.state import became_true, is_bound
+from claimscope.claims.state import became_true, condition_of, is_bound
 from claimscope.claims.survey import Survey
 from claimscope.claims.views import deviceclass_of
 from claimscope.kube.kinds import EVENT_REASONS
@@ -68,6 +68,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     causes.other_scheduling,
     causes.unseen,
     causes.scheduling,
+    causes.not_retried,
     causes.prepare_failed,
     causes.preparing,
 )
@@ -160,13 +161,14 @@ class Waiting:
 
     def __init__(self) -> None:
         self._survey = Survey()
+        self._schedulers: frozenset[str] | None = None  # known at this call; None: nobody asked yet
         self._known: dict[_Where, _Known] = {}
 
     def waits(
         self, cluster: Cluster, matching: Matching, views: Mapping[str, ClaimView], wall: float
     ) -> tuple[Wait, ...]:
         """All of them, each claim once, for the pod that has waited longest."""
-        self._survey.begin(cluster)
+        self._begin(cluster)
         kept: dict[_Where, _Known] = {}
         for where, (need, needs) in _oldest(cluster).items():
             question = self._question(cluster, matching, need, needs, wall)
@@ -183,10 +185,21 @@ class Waiting:
         self, cluster: Cluster, matching: Matching, pod: Pod, entry: PodClaim, wall: float
     ) -> Diagnosis:
         """Why one pod waits for one claim."""
-        self._survey.begin(cluster)
+        self._begin(cluster)
         needs = needs_of(cluster, ExtendedResources(cluster), pod)
         need = next(each for each in needs if each.entry == entry)
         return diagnose(self._question(cluster, matching, need, needs, wall))
+
+    def _begin(self, cluster: Cluster) -> None:
+        self._survey.begin(cluster)
+        self._schedulers = None
+
+    def _scheduler_known(self, cluster: Cluster, pod: Pod) -> bool:
+        if pod.spec.scheduler_name in ("", causes.DEFAULT_SCHEDULER):
+            return True
+        if self._schedulers is None:
+            self._schedulers = _schedulers(cluster)
+        return pod.spec.scheduler_name in self._schedulers
 
     def _question(
         self, cluster: Cluster, matching: Matching, need: Need, needs: Sequence[Need], wall: float
@@ -211,6 +224,7 @@ class Waiting:
         return Question(
             cluster=cluster, wall=wall, pod=need.pod, entry=need.entry, claim=claim, resources=need.resources,
             shortage=shortage,
+            scheduler_known=self._scheduler_known(cluster, need.pod),
         )
 
     def _shortage(
@@ -224,6 +238,14 @@ class Waiting:
                 if name not in cluster.classes:
                     return None
         return self._survey.find(cluster, matching, [claim.spec for claim in claims], within)
+
+
+def _schedulers(cluster: Cluster) -> frozenset[str]:
+    """Schedulers that have said something of a pod; of gates the API server speaks for them."""
+    return frozenset(
+        pod.spec.scheduler_name for pod in cluster.pods.values()
+        if (said := condition_of(pod, "PodScheduled")) is not None and said.reason != "SchedulingGated"
+    )
 
 
 def _ties(need: Need, needs: Sequence[Need]) -> list[NodeSelector]:
@@ -240,7 +262,8 @@ def _made_of(question: Question) -> tuple[object, ...]:
     return (
         pod, question.together, *_own_parts(question), *(part for each in question.others for part in _own_parts(each)),
         *(cluster.event(pod, reason) for reason in EVENT_REASONS),
-        causes.cordoned(question), cluster.classes_revision, len(cluster.synced), len(cluster.unserved),
+        causes.cordoned(question), question.scheduler_known,
+        cluster.classes_revision, len(cluster.synced), len(cluster.unserved),
     )
 
 

@@ -52,7 +52,8 @@ CLAIM_FAMILIES: Final = (
     "dra_claim_leaked",
 )
 _ESSENTIAL: Final = frozenset({
-    "dra_claim_info", "kube_resourceclaim_status_allocation_state", "dra_claim_device_health", "dra_claim_leaked",
+    "dra_claim_info", "kube_resourceclaim_status_allocation_state", "dra_claim_device_info", "dra_claim_device_health",
+    "dra_claim_leaked",
 })  # fmt: skip
 _SELECTED: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {"all": frozenset(CLAIM_FAMILIES), "essential": _ESSENTIAL, "off": frozenset()}

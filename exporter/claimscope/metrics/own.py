@@ -68,7 +68,7 @@ _ROWS = (
     # Attribution.
     _gauge(
         "attribution_last_success_timestamp_seconds",
-        "Unix time of the last good answer of a source of attribution.",
+        "Unix time of the last good answer of a source of attribution; before the first, of the first question.",
         "source",
         unit=Unit.SECONDS,
     ),
@@ -109,7 +109,8 @@ _ROWS = (
     # Journal.
     _counter("journal_writes_total", "Attempts to write the journal of accounts.", "result"),
     _gauge(
-        "journal_last_success_timestamp_seconds", "Unix time of the last journal write that succeeded.",
+        "journal_last_success_timestamp_seconds",
+        "Unix time of the last journal write that succeeded; before the first, of the start.",
         unit=Unit.SECONDS,
     ),
     # Push to an OpenTelemetry Collector, where one is configured.

@@ -46,7 +46,8 @@ class Act:
     at: float  # seconds after the start
     lasts: float | None = None  # None: until the end
     words: str
-    alerts: tuple[str, ...]  # that fire because of it
+    alerts: Mapping[str, int]  # that fire because of it, and about when, in seconds after the start
+    stays: str = ""  # what ends its alerts, where that is not its own end
     node: str = ""
     faults: tuple[Fault, ...] = ()  # of that node; their `at` counts from the act's
     stops: str = ""  # the part of the demo that is not there meanwhile
@@ -61,82 +62,91 @@ def agent_of(node: str) -> str:
 SCRIPT: Final = (
     Act(
         at=0, words="claims wait or are held in vain, one for every cause",
-        alerts=(
-            "DRAClaimPendingTooLong", "DRASchedulingStalled", "DRADriverAbsent", "DRAPrepareFailing",
-            "DRAClaimHeldNotRunning", "DRAClaimIdle", "DRAClaimLeaked", "DRADeviceClassBacklog",
-            "DRADeviceClassExhausted", "DRAPoolIncomplete", "DRADevicesAdvertisedTwice", "DRAWatchdog",
-        ),
+        alerts={
+            "DRAWatchdog": 7, "DRAClaimPendingTooLong": 13, "DRAClaimHeldNotRunning": 13, "DRADriverAbsent": 23,
+            "DRAPrepareFailing": 23, "DRADevicesAdvertisedTwice": 31, "DRADeviceClassBacklog": 33,
+            "DRASchedulingStalled": 34, "DRAPoolIncomplete": 41, "DRADeviceClassExhausted": 43, "DRAClaimLeaked": 95,
+            "DRAClaimIdle": 135,
+        },
     ),
     Act(
-        at=0, node=SECOND, words="GPU 7 has a lower power limit than all others", alerts=(),
+        at=0, node=SECOND, words="GPU 7 has a lower power limit than all others", alerts={},
         faults=(AnswerFault(at=0, gpu=7, function="nvmlDeviceGetEnforcedPowerLimit", value=500_000),),
     ),
     Act(
-        at=0, node=SECOND, words="a server nearly fills the memory of GPU 4", alerts=("DRAClaimMemoryNearlyFull",),
+        at=0, node=SECOND, words="a server nearly fills the memory of GPU 4", alerts={"DRAClaimMemoryNearlyFull": 43},
     ),
     Act(
         at=15, words="GPU 7 of demo-node-1 reports XID 95, and the driver wants a reset",
-        alerts=("DRADeviceXid", "DRADeviceFailed", "DRAClaimOnUnhealthyDevice"),
+        alerts={"DRADeviceXid": 17, "DRADeviceFailed": 21, "DRAClaimOnUnhealthyDevice": 33},
+        stays="until a reset, the last comes and goes with each job that lands there",
     ),
     Act(
         at=20, lasts=150, node=SECOND, words="GPU 2 runs at half the clocks of the other three of its job",
-        alerts=("DRAClaimStraggler",), faults=(ClocksLowFault(at=0, gpu=2),),
+        alerts={"DRAClaimStraggler": 55}, faults=(ClocksLowFault(at=0, gpu=2),),
     ),
     Act(
-        at=25, lasts=100, node=SECOND, words="the heat slows GPU 5 down", alerts=("DRADeviceThermalThrottling",),
+        at=25, lasts=100, node=SECOND, words="the heat slows GPU 5 down", alerts={"DRADeviceThermalThrottling": 49},
         faults=(ThermalFault(at=0, gpu=5, hardware=True),),
     ),
     Act(
         at=30, lasts=120, node=SECOND, words="NVLink 5 of GPU 3 goes down",
-        alerts=("DRADeviceNVLinkDown",), faults=(NvlinkDownFault(at=0, gpu=3, link=5),),
+        alerts={"DRADeviceNVLinkDown": 39}, faults=(NvlinkDownFault(at=0, gpu=3, link=5),),
     ),
     Act(
-        at=35, lasts=90, node=SECOND, words="NVLink 1 of GPU 1 counts errors", alerts=("DRADeviceNVLinkErrors",),
+        at=35, lasts=90, node=SECOND, words="NVLink 1 of GPU 1 counts errors", alerts={"DRADeviceNVLinkErrors": 59},
         faults=tuple(NvlinkErrorsFault(at=2.0 * turn, gpu=1, link=1, count=10) for turn in range(45)),
     ),
     Act(
-        at=40, lasts=80, node=SECOND, words="the power supply brakes GPU 6", alerts=("DRADevicePowerBrake",),
+        at=40, lasts=80, node=SECOND, words="the power supply brakes GPU 6", alerts={"DRADevicePowerBrake": 53},
         faults=(PowerBrakeFault(at=0, gpu=6),),
     ),
     Act(
         at=45, node=SECOND, words="a memory row of GPU 0 breaks, and is remapped at the next reset",
-        alerts=("DRADeviceEccUncorrected", "DRADeviceRowRemapPending"), faults=(EccFault(at=0, gpu=0),),
+        alerts={"DRADeviceEccUncorrected": 49, "DRADeviceRowRemapPending": 49}, faults=(EccFault(at=0, gpu=0),),
+        stays="for a minute, the second until a reset",
     ),
     Act(
         at=50, node=SECOND, words="the driver tells of a storm of corrected memory errors on GPU 7",
-        alerts=("DRADeviceDegraded",), faults=(DriverEventFault(at=0, gpu=7, event="ecc_single_bit_storm"),),
+        alerts={"DRADeviceDegraded": 61}, faults=(DriverEventFault(at=0, gpu=7, event="ecc_single_bit_storm"),),
+        stays="until a reset",
     ),
     Act(
         at=50, node=THIRD, words="a memory row of GPU 7 breaks, and there is no spare one",
-        alerts=("DRADeviceRowRemapFailure",), faults=(EccFault(at=0, gpu=7, remap_failure=True),),
+        alerts={"DRADeviceRowRemapFailure": 53}, faults=(EccFault(at=0, gpu=7, remap_failure=True),),
+        stays="until a repair",
     ),
     Act(
         at=60, lasts=75, node=THIRD, words="five of eight GPUs are close to shutting down for heat",
-        alerts=("DRASystemicFindingOnNode", "DRASystemicFindingGrave", "DRASystemicFinding"),
+        alerts={"DRASystemicFindingOnNode": 77, "DRASystemicFindingGrave": 77},
         faults=tuple(ThermalFault(at=0, gpu=gpu, hardware=True, celsius=95) for gpu in range(2, 7)),
+        stays="until they were cool for a while, about +260 s",
     ),
     Act(
         at=70, lasts=100, node=THIRD, words="maintenance is asked for, and the node is not empty in time",
-        alerts=("DRAMaintenanceDeadlineMissed",), maintenance=True,
+        alerts={"DRAMaintenanceDeadlineMissed": 85}, maintenance=True,
     ),
     Act(
-        at=130, lasts=60, node=SECOND, words="GPU 6 falls off the bus, XID 79", alerts=("DRADeviceFailed",),
+        at=130, lasts=60, node=SECOND, words="GPU 6 falls off the bus, XID 79",
+        alerts={"DRADeviceXid": 132, "DRADeviceFailed": 134},
         faults=(LostFault(at=0, gpu=6),),
     ),
     Act(
-        at=190, lasts=35, words="the controller is away", alerts=("DRAControllerDown",), stops=CONTROLLER,
+        at=190, lasts=20, words="the controller is away, and other alerts stay as they were",
+        alerts={"DRAControllerDown": 202}, stops=CONTROLLER,
     ),
     Act(
-        at=235, lasts=90, node=THIRD, words="calls of NVML take their time", alerts=("DRAAgentSamplesLate",),
+        at=235, lasts=90, node=THIRD, words="calls of NVML take their time", alerts={"DRAAgentSamplesLate": 248},
         faults=(SlowFault(at=0, gpu=0, function="nvmlDeviceGetFieldValues", milliseconds=250),),
     ),
     Act(
-        at=180, lasts=25, node=THIRD, words="the driver is unloaded", alerts=("DRANvmlDown", "DRASamplerDown"),
+        at=180, lasts=25, node=THIRD, words="the driver is unloaded",
+        alerts={"DRANvmlDown": 193, "DRASamplerDown": 198},
         faults=(DriverReloadFault(at=0),),
     ),
     Act(
-        at=240, lasts=80, words="the agent of demo-node-1 is away",
-        alerts=("DRAAgentDown",), stops=agent_of(FIRST),
+        at=240, lasts=60, words="the agent of demo-node-1 is away",
+        alerts={"DRAAgentDown": 284}, stops=agent_of(FIRST),
     ),
 )  # fmt: skip
 
@@ -182,8 +192,10 @@ def timetable(acts: Iterable[Act]) -> list[str]:
     for act in sorted(acts, key=lambda act: act.at):
         where = f"{act.node}: " if act.node else ""
         until = f", until +{act.at + act.lasts:.0f} s" if act.lasts is not None else ""
+        stays = f" (alerts stay {act.stays})" if act.stays else ""
+        alerts = ", ".join(f"{name} +{seconds} s" for name, seconds in act.alerts.items()) or "no alert"
         lines += textwrap.wrap(
-            f"+{act.at:3.0f} s  {where}{act.words}{until}: {', '.join(act.alerts) or 'no alert'}", _WIDTH,
+            f"+{act.at:3.0f} s  {where}{act.words}{until}: {alerts}{stays}", _WIDTH,
             subsequent_indent=" " * 8,
         )
     return lines

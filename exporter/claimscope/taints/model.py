@@ -128,8 +128,9 @@ class Held:
     """A fence that is wanted and not put up, or weaker than wanted, and why."""
 
     fence: Fence
-    reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused",
-    # "mode", "ignored", "unresolved", "stale" (too many agents are silent), "edited" (a human changed it),
+    reason: str  # "budget_node", "budget_group", "budget_fleet", "rate", "cap", "breaker", "paused",
+    # "systemic" (on many nodes), "systemic_node" (on many GPUs of one), "mode", "ignored", "unresolved",
+    # "stale" (too many agents are silent), "edited" (a human changed it),
     # "upgrade" (the machine is not settled), "evict" (NoSchedule stands, and its pods may not be deleted yet),
     # "refused" (the API server does not take the write)
     text: str

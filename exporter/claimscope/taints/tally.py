@@ -20,8 +20,8 @@ NODE_KEYS: Final = tuple(f"{KEY_DOMAIN}/{word}" for word in ("unhealthy", "lost"
 NODE_EFFECTS: Final = ("PreferNoSchedule", "NoSchedule")
 AGENT_STATES: Final = ("heard", "silent", "absent")
 HELD_REASONS: Final = (
-    "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "breaker", "paused", "mode", "ignored",
-    "unresolved", "stale", "edited", "upgrade", "evict", "refused",
+    "budget_node", "budget_group", "budget_fleet", "rate", "cap", "systemic", "systemic_node", "breaker", "paused",
+    "mode", "ignored", "unresolved", "stale", "edited", "upgrade", "evict", "refused",
 )
 BREAKER_STATES: Final = ("closed", "open", "half_open")
 _VERBS: Final = ("create", "update", "delete", "node_taint", "condition", "event", "memory", "agent", "dry_run", "read")

@@ -172,7 +172,7 @@ def _refusal(inputs: Inputs, report: NodeReport, finding: ReportedFinding, silen
         return Held(fence=fence, reason="ignored", text=said)
     if finding.systemic:
         text = f"many GPUs of node {report.node} have {finding.rule} at once: one cause outside of them"
-        return Held(fence=fence, reason="systemic", text=text, cause=f"{report.node}/{finding.rule}")
+        return Held(fence=fence, reason="systemic_node", text=text, cause=f"{report.node}/{finding.rule}")
     if inputs.mode_for(report, finding) is Mode.OBSERVE:
         text = inputs.ceiling_text if inputs.ceiling is Mode.OBSERVE and inputs.ceiling_text else "the mode is observe"
         return Held(fence=fence, reason="mode", text=text)
