@@ -8,6 +8,11 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code; what hangs meets the test's own time limit.
+settings.register_profile("unhurried", parent=settings.default)
+settings.load_profile("unhurried")
 
 
 def _tool(name: str, package: str) -> str:
