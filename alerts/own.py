@@ -19,7 +19,7 @@ _UNHEARD_FOR_LONG: Final = """\
 _REQUIRED: Final = "|".join(kind.name for kind in watched_kinds("") if kind.required)
 _AWAY: Final = f"time() - max by ({NODE}) (claimscope_controller_agent_lease_renew_timestamp_seconds)"
 _AGENT: Final = "The agent of node {{ $labels.node }}"
-# Jobs of the monitors that the chart makes are called NAMESPACE/claimscope-agent.
+# As the chart's monitors call it; a PodMonitor of somebody else's is called NAMESPACE/claimscope-agent.
 _AGENT_JOB: Final = 'job=~"(.*/)?claimscope-agent"'
 
 AGENTS: Final = Group(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,25 @@ Right = tuple[str, str, str]  # namespace ("": all of them, and what is in none)
 
 def rights(account: str, *files: str) -> frozenset[Right]:
     """What a service account may do by these manifests."""
-    found = documents(*files)
+    return rights_of(account, documents(*files))
+
+
+def rights_of(account: str, found: list[Json]) -> frozenset[Right]:
+    """What a service account may do by these objects."""
+    return frozenset(right for right, _ in _given(account, found))
+
+
+def names_of(account: str, found: list[Json]) -> dict[Right, frozenset[str]]:
+    """Which of these rights hold for objects of certain names alone, and of which."""
+    named: dict[Right, frozenset[str]] = {}
+    for right, names in _given(account, found):
+        named[right] = named.get(right, names) | names if names and named.get(right, names) else frozenset()
+    return {right: names for right, names in named.items() if names}
+
+
+def _given(account: str, found: list[Json]) -> Iterator[tuple[Right, frozenset[str]]]:
+    """Each right with the names that it is for; none: any."""
     roles = {(each["kind"], _namespace(each), each["metadata"]["name"]): each for each in found if "rules" in each}
-    given: set[Right] = set()
     for binding in found:
         if binding["kind"] not in ("RoleBinding", "ClusterRoleBinding") or account not in _subjects(binding):
             continue
@@ -29,11 +45,11 @@ def rights(account: str, *files: str) -> frozenset[Right]:
         namespace = _namespace(binding)
         where = "" if role["kind"] == "ClusterRole" else namespace
         for rule in roles[role["kind"], where, role["name"]]["rules"]:
-            given |= {
-                (namespace, _named(group, resource), verb)
+            names = frozenset(rule.get("resourceNames", ()))
+            yield from (
+                ((namespace, _named(group, resource), verb), names)
                 for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
-            }  # fmt: skip
-    return frozenset(given)
+            )  # fmt: skip
 
 
 def _namespace(obj: Json) -> str:
@@ -54,6 +70,7 @@ class Warden:
 
     account: str
     given: frozenset[Right]
+    named: Mapping[Right, frozenset[str]]  # rights that are for objects of these names alone
     node: str | None = None  # that the account's token is bound to
     used: set[Right] = field(default_factory=set)
     forbidden: list[str] = field(default_factory=list)
@@ -64,7 +81,7 @@ class Warden:
         resource = _named(asked.group, f"{asked.resource}/{asked.subresource}".rstrip("/"))
         for namespace in {"", asked.namespace}:
             right = (namespace, resource, asked.verb)
-            if right in self.given:
+            if right in self.given and (right not in self.named or asked.name in self.named[right]):
                 self.used.add(right)
                 return True
         self.forbidden.append(f"{asked.verb} {resource} {asked.namespace}/{asked.name}")
@@ -97,7 +114,12 @@ class Warden:
 
 def warden(account: str, *files: str, node: str | None = None) -> Warden:
     """Holds to what the manifests give."""
-    return Warden(account, rights(account, *files), node=node)
+    return warden_of(account, documents(*files), node=node)
+
+
+def warden_of(account: str, found: list[Json], *, node: str | None = None) -> Warden:
+    """Holds to what these objects give."""
+    return Warden(account, rights_of(account, found), names_of(account, found), node=node)
 
 
 def written(given: Iterable[Right]) -> list[str]:

@@ -81,6 +81,8 @@ LET_IN = {
     "an agent deletes its Lease": on_lease("DELETE"),
     "a node with dots": on_lease("UPDATE", "claimscope-agent-a.b", "a.b", node="a.b"),
     "the controller takes its Lease": on_lease("UPDATE", "claimscope-controller", None, user=CONTROLLER),
+    "the controller keeps its memory": on_lease("CREATE", "claimscope-controller-memory", None, user=CONTROLLER),
+    "the controller asks an agent": on_lease("UPDATE", said="a", user=CONTROLLER),
     "a person writes an agent's Lease": on_lease("UPDATE", said="b", user="ann", node=None),
 
     "an agent taints its device": on_rule("CREATE", a_rule()),
@@ -121,6 +123,7 @@ LET_IN = {
 UNBOUND_LEASE = "agent-lease: the token is bound to no node, so no Lease is its own"
 LEASE_NAME = "agent-lease: an agent writes only the Lease claimscope-agent-a"
 LEASE_NODE = "agent-lease: the annotation claimscope.io/node must be a"
+OTHER_LEASE = "controller-lease: the controller writes only its own Leases and those of agents"
 NAME = "agent-taint-rules: the name must be claimscope.a.<hash>.<severity>"
 LABELS = "agent-taint-rules: the labels must name claimscope and node a"
 SELECTOR = "agent-taint-rules: the selector must name a device, the pool a and a driver of: gpu.nvidia.com"
@@ -137,6 +140,9 @@ NO_EXECUTE = (
 )
 
 REFUSED: dict[str, tuple[Review, list[str]]] = {
+    "another election's Lease": (on_lease("UPDATE", "kube-scheduler", None, user=CONTROLLER), [OTHER_LEASE]),
+    "a new Lease of another": (on_lease("CREATE", "claimscope-controllers", None, user=CONTROLLER), [OTHER_LEASE]),
+    "another's Lease taken away": (on_lease("DELETE", "claimscope", None, user=CONTROLLER), [OTHER_LEASE]),
     "another node's Lease": (on_lease("UPDATE", "claimscope-agent-b", "b"), [LEASE_NAME, LEASE_NODE]),
     "another node's Lease made": (on_lease("CREATE", "claimscope-agent-b", "a"), [LEASE_NAME]),
     "another node's Lease deleted": (on_lease("DELETE", "claimscope-agent-b"), [LEASE_NAME]),
@@ -396,7 +402,7 @@ def test_the_policies_match_the_service_accounts_that_the_rights_are_given_to() 
         AGENT: ["agent-taint-rules"], CONTROLLER: ["controller-taint-rules", "no-execute"],
     }
     assert {name: asked(on_lease("UPDATE", user=name)) for name in sorted(accounts)} == {
-        AGENT: ["agent-lease"], CONTROLLER: [],
+        AGENT: ["agent-lease"], CONTROLLER: ["controller-lease"],
     }
 
 
@@ -404,8 +410,9 @@ def test_every_policy_is_bound_fails_closed_and_covers_every_version() -> None:
     found = documents("admission-policy.yaml")
     made = {each["metadata"]["name"] for each in found if each["kind"] == "ValidatingAdmissionPolicy"}
     assert made == {policy.name for policy in policies()} == {
-        "claimscope-agent-lease", "claimscope-agent-taint-rules", "claimscope-controller-taint-rules",
-        "claimscope-no-execute", "claimscope-node-status", "claimscope-node-taints",
+        "claimscope-agent-lease", "claimscope-agent-taint-rules", "claimscope-controller-lease",
+        "claimscope-controller-taint-rules", "claimscope-no-execute", "claimscope-node-status",
+        "claimscope-node-taints",
     }
     assert {each["apiVersion"] for each in found} == {"admissionregistration.k8s.io/v1"}
     for policy in policies():

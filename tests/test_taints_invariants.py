@@ -199,6 +199,6 @@ class Fencing(RuleBasedStateMachine):
 
 
 Fencing.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestFencing = Fencing.TestCase

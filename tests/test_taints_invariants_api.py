@@ -417,6 +417,6 @@ def test_whatever_happens_every_invariant_holds_after_every_round() -> None:
     run_state_machine_as_test(
         Fencing,
         settings=settings(
-            max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=20, stateful_step_count=30, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -140,6 +140,6 @@ class NodeTainting(RuleBasedStateMachine):
 
 
 NodeTainting.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 TestNodeTainting = NodeTainting.TestCase

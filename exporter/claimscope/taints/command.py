@@ -98,7 +98,7 @@ async def _shown(notebook: Notebook) -> Shown | None:
     text = (await notebook.recall()).get(SHOWN)
     try:
         return msgspec.json.decode(text, type=Shown) if text else None
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 

@@ -63,7 +63,7 @@ def read_answer(text: str | None) -> Answer | None:
         return None
     try:
         return msgspec.json.decode(text, type=Answer)
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 

@@ -141,7 +141,7 @@ def decode(text: str | None, now_wall: float) -> tuple[Memory, str]:
         return Memory(), ""
     try:
         return msgspec.json.decode(text if text.startswith("{") else _unpacked(text), type=Memory), ""
-    except (msgspec.MsgspecError, ValueError, zlib.error) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, zlib.error) as error:
         return Memory(breaker=Breaker(state=HALF_OPEN, since_wall=now_wall)), str(error)
 
 

@@ -174,7 +174,7 @@ def asked_of(annotations: Mapping[str, str], now_wall: float) -> Asked:
             names.append(name)
             try:
                 ask = msgspec.json.decode(text, type=Ask)
-            except (msgspec.MsgspecError, UnicodeError):
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 continue
             until = now_wall + min(max(ask.hours, 0.0) * 3600, _SECONDS_MAX)
             ignores.append(Ignore(
@@ -190,7 +190,7 @@ def _lifted(text: str | None, now_wall: float) -> Lifted | None:
     """The word about lifting; None for one that is too old or cannot be read."""
     try:
         found = msgspec.json.decode(text, type=Lifted) if text else None
-    except (msgspec.MsgspecError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
     return found if found is not None and abs(now_wall - found.wall) < _LIFTED_SECONDS else None
 
