@@ -7,7 +7,7 @@ stamp=.venv/.claimscope-setup
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 1; }
 
-wanted=$(cat pyproject.toml uv.lock scripts/setup.sh | cksum)
+wanted=$(cat pyproject.toml uv.lock scripts/setup.sh scripts/uv.txt | cksum)
 if [ -x .venv/bin/claimscope ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 python=
@@ -30,8 +30,13 @@ if [ "$(build/uv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" != "$uv_version"
     fi
     rm -rf build/uv
     "$python" -m venv build/uv || fail "cannot make a virtual environment in build/uv with $python"
-    build/uv/bin/pip install --quiet --disable-pip-version-check "uv==$uv_version" \
-        || fail "cannot install uv $uv_version: is the package index reachable?"
+    uv=("uv==$uv_version")
+    # The hashes are those of the wheels for Linux with glibc, on which the image and all workflows are built.
+    if [ "$(uname -s)" = Linux ] && getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
+        uv=(--require-hashes --only-binary=:all: --requirement=scripts/uv.txt)
+    fi
+    build/uv/bin/pip install --quiet --disable-pip-version-check "${uv[@]}" \
+        || fail "cannot install uv $uv_version: is the package index reachable, and is the hash that of scripts/uv.txt?"
 fi
 
 echo "setup: installing the locked dependencies into .venv" >&2
