@@ -1,8 +1,8 @@
 """What does claimscope look like at work? The real agents and controller in a simulated cluster, and a real Prometheus.
 
-Everything runs on the loopback interface and in one temporary directory, and is gone afterwards: children die with
-the demo however it ends, and what a killed demo could not clear away the next one does. Prometheus is left out where
-there is none.
+Everything runs on the loopback interface, unless `listen_host` says otherwise, and in one temporary directory, and is
+gone afterwards: children die with the demo however it ends, and what a killed demo could not clear away the next one
+does. Prometheus is left out where there is none.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from claimscope.taints.notebook import Notebook
 AGENT_PORT = 19400
 CONTROLLER_PORT = 19401
 NAMESPACE = "claimscope"
+LOOPBACK = "127.0.0.1"
 PROMETHEUS_PORT = 19490
 ALERTMANAGER_PORT = 19493
 _READY_SECONDS = 60.0  # three agents and a controller start at once, perhaps on one core
@@ -71,19 +72,19 @@ faults:
 """
 
 
-def free_port(preferred: int, avoid: Collection[int] = ()) -> int:
-    """The preferred port of 127.0.0.1, or the next one that is free and not to be avoided."""
+def free_port(preferred: int, avoid: Collection[int] = (), host: str = LOOPBACK) -> int:
+    """The preferred port of a local address, or the next one that is free and not to be avoided."""
     for port in range(preferred, preferred + 50):
         if port in avoid:
             continue
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind(("127.0.0.1", port))
+                trial.bind((host, port))
             except OSError:
                 continue
             return port
-    raise DemoError(f"ports {preferred} to {preferred + 49} of 127.0.0.1 are all taken: stop what listens there")
+    raise DemoError(f"ports {preferred} to {preferred + 49} of {host} are all taken: stop what listens there")
 
 
 def _write(directory: Path, name: str, text: str) -> Path:
@@ -191,7 +192,9 @@ async def show_fence(url: str, program: str, say: Say) -> None:
         await api.close()
 
 
-def _agent_command(agent: Agent, cluster: SimulatedCluster, directory: Path, scenario: Path) -> tuple[str, ...]:
+def _agent_command(
+    agent: Agent, host: str, cluster: SimulatedCluster, directory: Path, scenario: Path
+) -> tuple[str, ...]:
     return (
         sys.executable, "-m", "claimscope", "agent",
         "--simulate", agent.profile,
@@ -199,7 +202,7 @@ def _agent_command(agent: Agent, cluster: SimulatedCluster, directory: Path, sce
         "--simulation-start-monotonic-ns", str(cluster.start_monotonic_ns),
         "--api-server-url", cluster.url,
         "--lease-namespace", NAMESPACE,
-        "--web-listen-address", f"127.0.0.1:{agent.port}",
+        "--web-listen-address", f"{host}:{agent.port}",
         "--node-name", agent.node,
         "--state-file", f"{directory}/{agent.node}.json",
         "--control-socket", f"{directory}/{agent.node}.sock",
@@ -209,12 +212,12 @@ def _agent_command(agent: Agent, cluster: SimulatedCluster, directory: Path, sce
     )
 
 
-def _controller_command(port: int, cluster: SimulatedCluster, directory: Path) -> tuple[str, ...]:
+def _controller_command(port: int, host: str, cluster: SimulatedCluster, directory: Path) -> tuple[str, ...]:
     return (
         sys.executable, "-m", "claimscope", "controller",
         "--api-server-url", cluster.url,
         "--namespace", NAMESPACE,
-        "--web-listen-address", f"127.0.0.1:{port}",
+        "--web-listen-address", f"{host}:{port}",
         "--taint-policy", f"{directory}/{_POLICY_FILE}",
         "--log-level", "error",
     )
@@ -231,17 +234,17 @@ async def _cluster(
         raise DemoError(str(error)) from error
 
 
-def _ports(profile: str, say: Say) -> tuple[tuple[Agent, ...], int]:
+def _ports(profile: str, host: str, say: Say) -> tuple[tuple[Agent, ...], int]:
     """Ports for the agents and the controller."""
     taken = {CONTROLLER_PORT}
     agents: list[Agent] = []
     for node, of in nodes_of(profile):
-        port = free_port(AGENT_PORT, taken)
+        port = free_port(AGENT_PORT, taken, host)
         if not agents and port != AGENT_PORT:
             say(f"port {AGENT_PORT} is taken: the agent listens on {port}")
         agents.append(Agent(node=node, profile=of, port=port))
         taken.add(port)
-    return tuple(agents), free_port(CONTROLLER_PORT, taken - {CONTROLLER_PORT})
+    return tuple(agents), free_port(CONTROLLER_PORT, taken - {CONTROLLER_PORT}, host)
 
 
 def _scenarios(profile: str, chosen: str | None, acts: Sequence[script.Act]) -> dict[str, Scenario]:
@@ -263,10 +266,12 @@ async def run(
     program: str = "claimscope",
     acts: Sequence[script.Act] = script.SCRIPT,
     haste: float = 1.0,
+    listen_host: str = LOOPBACK,
 ) -> None:
     """Runs until cancelled, until `seconds` have passed, or until a part of it ends by itself.
 
     Without a `scenario` the acts are played. Alerts are held for that much shorter than in the demo's rules: `haste`.
+    Agents and controller listen on `listen_host`, the loopback interface or 0.0.0.0; all else on the former.
     """
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(say, "\nstopped, nothing is left behind")
@@ -277,18 +282,18 @@ async def run(
         except ScenarioError as error:
             raise DemoError(str(error)) from error
         cluster = await _cluster(stack, profile, scenarios)
-        agents, controller_port = _ports(profile, say)
+        agents, controller_port = _ports(profile, listen_host, say)
         controller = f"http://127.0.0.1:{controller_port}"
         _write(directory, _THRESHOLDS_FILE, quick_thresholds())
         _write(directory, _POLICY_FILE, POLICY)
         commands = {
             script.agent_of(agent.node): _agent_command(
-                agent, cluster, directory,
+                agent, listen_host, cluster, directory,
                 _write(directory, f"{agent.node}.yaml", msgspec.yaml.encode(scenarios[agent.node]).decode()),
             )
             for agent in agents
         }
-        commands[script.CONTROLLER] = _controller_command(controller_port, cluster, directory)
+        commands[script.CONTROLLER] = _controller_command(controller_port, listen_host, cluster, directory)
         parts = Parts(directory)
         stack.push_async_callback(parts.stop_all)
         started = {name: await parts.start(name, command) for name, command in commands.items()}
