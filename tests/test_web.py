@@ -27,6 +27,7 @@ from claimscope.web.html import duration_text
 from claimscope.web.negotiation import Format, accepts_gzip, choose_format, wants_json
 from claimscope.web.page import bytes_text, joules_text, render_page
 from exposition import GPU_0, GPU_2, QUANTITIES, SNAPSHOT, WALL, parsed
+from serving_help import get, raw, served
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -397,24 +398,24 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_crowd_is_refused_with_a_line_and_served_when_it_is_over() -> None:
-    agent = Agent(snapshot=large(30_000))
-    async with serving(agent, max_scrapes=2) as (site, counters), aiohttp.ClientSession(site.url) as session:
-        readers = [await stalled(site) for _ in range(2)]
-        await until(lambda: counters.in_flight == 2)
+    async with served() as site, raw(site.port, source="127.0.0.2") as one, raw(site.port, source="127.0.0.3") as two:
+        site.site.max_scrapes = 2
+        site.site.go_on.clear()
+        for each in (one, two):
+            await each.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: site.counters.in_flight == 2)
 
-        async with session.get("/metrics") as response:
+        async with aiohttp.ClientSession(site.running.url) as session, session.get("/metrics") as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "1")
-            assert "2 scrapes are being answered already" in await response.text()
-        async with session.get("/livez") as response:
-            assert response.status == 200
+            assert await response.text() == (
+                "2 scrapes are being answered already, which is the limit; scrape less often or from fewer places\n"
+            )
+        assert await get(site, "/livez") == (200, "ok\n")
 
-        for _, writer in readers:
-            writer.transport.abort()
-        await until(lambda: counters.in_flight == 0)
-        agent.snapshot = SNAPSHOT
-        async with session.get("/metrics") as response:
-            assert response.status == 200
-        assert (counters.scrapes[499], counters.scrapes[503]) == (2, 1)
+        site.site.go_on.set()
+        assert [await one.answer(), await two.answer()] == [b"HTTP/1.1 200 OK"] * 2
+        assert await get(site) == (200, "gpu_up 1\n")
+        assert (site.counters.in_flight, site.counters.scrapes) == (0, {200: 3, 503: 1})
 
 
 async def test_reader_that_stalls_is_cut_off() -> None:

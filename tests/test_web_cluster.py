@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +16,22 @@ from aiohttp import web
 
 from claimscope.claims.explain import Explanation
 from claimscope.claims.model import ClaimState, ClaimView, ClusterSnapshot, PendingReason
+from claimscope.clock import SystemClock
 from claimscope.export.cluster import ClusterCollector
+from claimscope.kube.api import ApiClient
+from claimscope.kube.lease import LeaderElection, LeaseSeen
 from claimscope.metrics import controller
 from claimscope.metrics.cluster import sample
 from claimscope.model import Sample
+from claimscope.sim.api.kinds import ALL_KINDS
+from claimscope.sim.api.server import SimApiServer
 from claimscope.web import client
 from claimscope.web.cluster import WEB_FAMILIES, make_cluster_application
+from claimscope.web.cluster_page import page_body
 from claimscope.web.site import Check, Readiness, RunningSite, WebCounters, start_site
 from cluster_data import CLUSTER, NVIDIA, STANDBY, STUCK, TRAIN, WAITS
 from exposition import parsed
+from kube_help import Fixed
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 READY = Readiness(checks=(Check(name="election", ok=True, reason="leading"),))
@@ -379,6 +388,123 @@ async def test_everything_else_goes_on_while_a_large_answer_is_made() -> None:
         bodies = [await (await scrape).read() for scrape in scrapes]
         assert bodies[0] == bodies[1]
         assert counters.scrapes[200] == 2
+
+
+class HeldClaims(dict[str, ClaimView]):
+    """The claims of a snapshot, which stop whoever walks them until a test lets them go on."""
+
+    def __init__(self, claims: Mapping[str, ClaimView]) -> None:
+        super().__init__(claims)
+        self.walks = 0
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def values(self) -> Any:
+        self.walks += 1
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return super().values()
+
+
+@asynccontextmanager
+async def leading() -> AsyncIterator[tuple[LeaderElection, SimApiServer]]:
+    """A replica that leads and renews its lease some fifty times a second, on the event loop that serves."""
+    async def work(_: LeaseSeen) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    began = asyncio.Event()
+    server = SimApiServer(ALL_KINDS)
+    api = ApiClient(Fixed(await server.start()))
+    election = LeaderElection(
+        api, "claimscope", "controller", "a", SystemClock(), lease_seconds=5, renew_deadline_seconds=3.0,
+        retry_seconds=0.02,
+    )  # fmt: skip
+    task = asyncio.create_task(election.run(work))
+    try:
+        async with asyncio.timeout(20):
+            await began.wait()
+        yield election, server
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await api.close()
+        await server.stop()
+
+
+async def test_a_lease_is_renewed_while_a_page_is_made_that_takes_long_and_many_ask_for_it() -> None:
+    claims = HeldClaims(CLUSTER.claims)
+    asked = Controller(snapshot=replace(CLUSTER, claims=claims))
+    async with leading() as (election, server), serving(asked) as (_, _, session):
+        pages = [asyncio.create_task(session.get("/")) for _ in range(30)]
+        await asyncio.to_thread(claims.begun.wait, 20)
+        renewed = len(server.write_requests)
+        async with asyncio.timeout(20):
+            while len(server.write_requests) < renewed + 5:  # noqa: ASYNC110 - the server tells nobody
+                await asyncio.sleep(0.001)
+        async with session.get("/livez") as response:
+            assert (response.status, election.is_leader) == (200, True)
+
+        claims.go_on.set()
+        texts = {await (await page).text() for page in pages}
+        assert (len(texts), "Capacity" in texts.pop()) == (1, True)
+        async with session.get("/") as response:
+            assert response.status == 200
+        walks, claims.walks = claims.walks, 0
+        page_body(replace(CLUSTER, claims=claims), "")
+        assert (walks, election.is_leader) == (claims.walks, True)  # it was made once
+
+
+async def test_a_client_that_asks_for_ever_other_answers_is_refused_and_others_are_served() -> None:
+    claims = HeldClaims(CLUSTER.claims)
+    asked = Controller(snapshot=replace(CLUSTER, claims=claims))
+    greedy = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), limit=0)
+    async with serving(asked) as (site, _, session), aiohttp.ClientSession(site.url, connector=greedy) as many:
+        asking = [asyncio.create_task(many.get(f"/api/v1/claims?limit={at}")) for at in range(1, 21)]
+        await asyncio.to_thread(claims.begun.wait, 20)
+        done, _ = await asyncio.wait(asking, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        assert await refused.json() == {"error": "too many answers are being made already; ask again in a moment"}
+        async with session.get("/api/v1/capacity") as response:
+            assert response.status == 200  # that walks no claims
+        claims.go_on.set()
+        found = [(await each).status for each in asking]
+        assert (found.count(200), found.count(503)) == (5, 15)  # one is made, four wait
+
+
+async def test_answers_of_a_newer_snapshot_and_of_none_are_not_those_of_before() -> None:
+    asked = Controller()
+    async with serving(asked) as (_, _, session):
+        for snapshot, total in ((CLUSTER, len(CLUSTER.claims)), (replace(CLUSTER, claims={}), 0)):
+            asked.snapshot = snapshot
+            async with session.get("/api/v1/claims") as response:
+                assert (await response.json())["total"] == total
+        asked.snapshot = STANDBY
+        async with session.get("/api/v1/claims") as response:
+            assert response.status == 503
+        async with session.get("/") as response:
+            assert "Capacity" not in await response.text()
+
+
+async def test_slow_readers_of_many_snapshots_keep_few_of_them() -> None:
+    """Of five snapshots that somebody reads without hurry three stay; who reads an older one is let go."""
+    claims = {str(at): replace(TRAIN, uid=f"{at:032x}") for at in range(15_000)}
+    asked, collector = Controller(), ClusterCollector("essential")
+    async with serving(asked, collector=collector) as (site, counters, _), contextlib.AsyncExitStack() as stack:
+        for number in range(5):
+            asked.snapshot = replace(CLUSTER, claims=claims, wall_ns=CLUSTER.wall_ns + number)
+            deaf = stack.enter_context(socket.socket())
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(deaf, ("127.0.0.1", site.port))
+            await asyncio.get_running_loop().sock_sendall(
+                deaf, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
+            )
+            await asyncio.get_running_loop().sock_recv(deaf, 1)
+        async with asyncio.timeout(20):
+            while counters.scrapes[499] < 2:  # noqa: ASYNC110 - the server tells nobody
+                await asyncio.sleep(0.001)
+        assert (counters.in_flight, counters.cut["evicted"]) == (3, 2)
 
 
 async def test_client_that_gives_up_while_an_answer_is_made_costs_only_itself() -> None:

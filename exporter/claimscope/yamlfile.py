@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 import enum
+import errno
+import os
+import stat
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
-_BYTES_MAX: Final = 1 << 20  # YAML aliases expand; settings are never this large
+_BYTES_MAX: Final = 1 << 20  # settings are never this large
+_VALUES_MAX: Final = 100_000  # with aliases written out: a few lines can stand for billions
 _WORD: Final = "tag:yaml.org,2002:str"
 
 Decoded = TypeVar("Decoded", bound=msgspec.Struct)
@@ -22,11 +27,38 @@ class ConfigError(Exception):
     """A setting that cannot be used: where it stands, what was found, what to write instead."""
 
 
+def read_file(path: Path, what: str = "file of settings") -> bytes:
+    """The content of a file. Raises OSError; ConfigError where it is no regular file, or too large.
+
+    Nothing here waits: opening a FIFO blocks until somebody writes, and no signal would end that.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{path}: a FIFO or a device, and no regular file: name a file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > _BYTES_MAX:
+        raise ConfigError(f"{path}: more than {_BYTES_MAX} bytes: this is no {what}")
+    return content
+
+
 def did_you_mean(word: str, known: tuple[str, ...]) -> str:
     """A hint for a misspelt word: the closest known one, else all of them."""
+    close = closest(word, known)
+    return f"did you mean `{close}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
+
+
+def closest(word: str, known: tuple[str, ...]) -> str | None:
+    """The known word that a misspelt one stands for; None where it is like none of them."""
     starting = [name for name in known if word and name.startswith(word)]
-    close = starting[:1] if len(starting) == 1 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(f'`{name}`' for name in known)}"
+    found = starting[:1] if len(starting) == 1 else difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +79,13 @@ class YamlMapping:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{self.at(node)}: expected `key: value` lines")
         seen: set[str] = set()
-        for key_node, value_node in node.value:
+        for key_node, _ in node.value:  # all of them first: of two the values hold the second
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _WORD:
                 raise ConfigError(f"{self.at(key_node)}: a key must be a word: put it into quotes")
             if key_node.value in seen:
                 raise ConfigError(f"{self.at(key_node)}: key `{key_node.value}` stands here a second time: remove one")
             seen.add(key_node.value)
-            yield key_node, value_node
+        yield from node.value
 
     def node(self, *path: str | int) -> yaml.Node:
         """The value under keys and places in lists, else the nearest there is around it."""
@@ -124,12 +156,30 @@ def choices(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type expression
 
 def read_mapping(text: bytes | str, name: str) -> YamlMapping | None:
     """The content of a file; None where there is nothing in it. Raises ConfigError with file, line and column."""
+    root, values = _read(text, name)
+    if root is None:
+        return None
+    if not isinstance(root, yaml.MappingNode):
+        mark = root.start_mark
+        raise ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: expected `key: value` lines")
+    return YamlMapping(name=name, root=root, values=values)
+
+
+def read_values(text: bytes | str, name: str) -> Any:  # noqa: ANN401 - whatever the file holds
+    """The content of a file of any form. Raises ConfigError with file, line and column."""
+    return _read(text, name)[1]
+
+
+def _read(text: bytes | str, name: str) -> tuple[yaml.Node | None, Any]:
     if len(text) > _BYTES_MAX:
         raise ConfigError(f"{name}: more than {_BYTES_MAX} bytes: this is no file of settings")
     try:
         text = text if isinstance(text, str) else text.decode()
+        # libyaml's loader crashes the process where brackets are nested deep; this one raises RecursionError.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        if root is not None:
+            _check_aliases(root, name)
+        values = yaml.load(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
@@ -138,9 +188,33 @@ def read_mapping(text: bytes | str, name: str) -> YamlMapping | None:
         raise ConfigError(f"{at}: not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    if root is None:
-        return None
-    if not isinstance(root, yaml.MappingNode):
-        mark = root.start_mark
-        raise ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: expected `key: value` lines")
-    return YamlMapping(name=name, root=root, values=values)
+    return root, values
+
+
+def _check_aliases(root: yaml.Node, name: str) -> None:
+    """Raises ConfigError where aliases stand for more values than any file has, or for themselves."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        known = sizes.get(id(node))
+        if known == 0:
+            mark = node.start_mark
+            raise ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: an alias stands inside of what it stands for")
+        if known is not None:
+            return known
+        sizes[id(node)] = 0  # being counted
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        found = sizes[id(node)] = 1 + sum(map(size, parts))
+        if found > _VALUES_MAX:
+            mark = node.start_mark
+            raise ConfigError(
+                f"{name}:{mark.line + 1}:{mark.column + 1}: more than {_VALUES_MAX} values once aliases are written "
+                "out: write what is meant without them"
+            )
+        return found
+
+    size(root)

@@ -13,10 +13,22 @@ from claimscope.export.process import ProcessSamples
 from claimscope.export.text import Exposition, Renderer
 from claimscope.metrics import own
 from claimscope.web.page import CONTENT_SECURITY_POLICY, render_page
+from claimscope.web.review.sight import sight_of
+from claimscope.web.review.visible import (
+    document_namespaces,
+    evidence_namespaces,
+    hidden_words,
+    holder_namespaces,
+    visible_document,
+    visible_health,
+    visible_node,
+    visible_samples,
+)
 from claimscope.web.site import (
     MAX_SCRAPES,
     SEND_SECONDS,
     WEB_NAMES,
+    Body,
     Check,
     ListenError,
     Nothing,
@@ -124,7 +136,7 @@ class _AgentSite(Site):
         self.collector = collector
         self.metrics = Metrics(collector, counters, dcgm)
 
-    async def body(self, openmetrics: bool, gzip: bool) -> bytes:
+    async def body(self, openmetrics: bool, gzip: bool) -> Body:
         snapshot = self.snapshot()
         if snapshot is None:
             raise Nothing(_NOTHING)
@@ -133,34 +145,41 @@ class _AgentSite(Site):
         body = exposition.body(openmetrics, gzip)
         self.counters.render_seconds += exposition.render_seconds - rendered
         self.counters.response_bytes = exposition.plain_bytes
-        return body
+        return Body(body, source=exposition)
 
     async def serve_page(self, request: web.Request) -> web.Response:
-        snapshot = self.snapshot()
+        snapshot, health, hidden = self.snapshot(), self.health(), 0
+        samples: Sequence[Sample] = ()
+        if snapshot is not None:
+            shown = snapshot
+            sight = await sight_of(request, lambda: holder_namespaces(shown) | evidence_namespaces(health))
+            samples = visible_samples(self.collector.collect(snapshot), sight)
+            snapshot, hidden = visible_node(snapshot, sight)
+            health = visible_health(health, sight)
         text = render_page(
             snapshot=snapshot,
-            samples=() if snapshot is None else self.collector.collect(snapshot),
-            health=self.health(),
+            samples=samples,
+            health=health if snapshot is not None else None,
             version=self.version,
             failing=self.failing(),
             refresh=request.query.get("refresh") == "on",
+            hidden=hidden_words(hidden, "holders of devices"),
         )
         return in_page(text, CONTENT_SECURITY_POLICY)
 
     async def serve_snapshot(self, request: web.Request) -> web.Response:
-        del request
         snapshot = self.snapshot()
         if snapshot is None:
             return in_json({"error": _NOTHING}, status=503)
-        return in_json(snapshot_document(snapshot))
-
+        shown, hidden = visible_node(snapshot, await sight_of(request, lambda: holder_namespaces(snapshot)))
+        left_out = {"hidden": hidden_words(hidden, "holders of devices")} if hidden else {}
+        return in_json({**snapshot_document(shown), **left_out})
 
     async def serve_health(self, request: web.Request) -> web.Response:
-        del request
         found = self.health_document()
         if found is None:
             return in_json({"error": _NO_HEALTH}, status=503)
-        return in_json(found)
+        return in_json(visible_document(found, await sight_of(request, lambda: document_namespaces(found))))
 
 
 def snapshot_document(snapshot: Snapshot) -> dict[str, object]:

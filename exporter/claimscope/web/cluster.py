@@ -1,8 +1,9 @@
 """What does the controller answer over HTTP?
 
 The cluster's series, a page and a small JSON API from the published ClusterSnapshot. An exposition of 100 MB is
-written and compressed in a worker thread and sent in pieces, so that watches go on meanwhile. A standby serves what it
-says about itself; everything else it answers with the name of the replica that leads.
+written and compressed in a worker thread and sent in pieces, so that watches go on meanwhile; whatever else walks the
+cluster is made in worker threads too (`making.py`). A standby serves what it says about itself; everything else it
+answers with the name of the replica that leads.
 """
 
 from __future__ import annotations
@@ -12,16 +13,28 @@ import inspect
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from claimscope.claims.model import ClaimState, PendingReason
+import msgspec
+
+from claimscope.claims.model import ClusterSnapshot
 from claimscope.export.cluster import ClusterCollector, ClusterExposition, ClusterText
 from claimscope.export.process import ProcessSamples
 from claimscope.metrics import controller
-from claimscope.web.cluster_page import CONTENT_SECURITY_POLICY, render_page
-from claimscope.web.health_part import SEVERITIES
+from claimscope.web.cluster_documents import (
+    BadQueryError,
+    capacity_document,
+    claims_document,
+    health_document,
+    waits_document,
+)
+from claimscope.web.cluster_page import CONTENT_SECURITY_POLICY, page_body, render_page
+from claimscope.web.making import OLDEST_SECONDS, Answers, CrowdedError, Makers
+from claimscope.web.review.sight import EVERYTHING, VIEWER, Sight, sight_of
+from claimscope.web.review.visible import ClusterIndex, hidden_words, visible_explanation
 from claimscope.web.site import (
     MAX_SCRAPES,
     SEND_SECONDS,
     WEB_NAMES,
+    Body,
     Nothing,
     Readiness,
     Site,
@@ -29,181 +42,80 @@ from claimscope.web.site import (
     assemble,
     in_json,
     in_page,
+    json_bytes,
+    plain,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 
     from aiohttp import web
     from aiohttp.typedefs import Middleware
 
     from claimscope.claims.explain import Explanation
-    from claimscope.claims.model import ClaimView, ClusterSnapshot, Wait
 
     Explain: TypeAlias = Callable[[str, str], Explanation | Awaitable[Explanation | None] | None]
+    Make: TypeAlias = Callable[[ClusterSnapshot, Mapping[str, str]], dict[str, object]]
 
 WEB_FAMILIES: Final = tuple(controller.PREFIX + name for name in WEB_NAMES)
-LIST_LIMIT: Final = 500  # claims and waits in one answer where nothing else is asked for
-LIST_LIMIT_MAX: Final = 10_000
 _NOTHING: Final = "the controller has only just started and has nothing to show yet"
 _READING: Final = "the cluster is still being read: ask again in a moment"
-_STATES: Final = tuple(state.value for state in ClaimState)
-_REASONS: Final = tuple(reason.value for reason in PendingReason)
+_EMPTY: Final = ClusterSnapshot(wall_ns=0, leading=True)
+_CROWDED: Final = "too many answers are being made already; ask again in a moment"
+_AGAIN: Final = {"Retry-After": "1"}
+_NOT_YOURS: Final = "you may not read ResourceClaims in namespace {}: bind a Role to you with get resourceclaims there"
 
 
-def claim_document(view: ClaimView) -> dict[str, object]:
-    """A claim as /api/v1/claims shows it."""
-    return {
-        "namespace": view.namespace,
-        "name": view.name,
-        "uid": view.uid,
-        "state": view.state.value,
-        "referenced": view.referenced,
-        "deviceclass": view.deviceclass,
-        "template": view.template,
-        "source": view.source,
-        "alternative": view.alternative,
-        "workload": view.workload,
-        "pods": view.pods,
-        "devices": [
-            {**held.key._asdict(), "request": held.request, "uuid": held.uuid, "node": held.node,
-             "admin_access": held.admin, "share_id": held.share_id, "consumed": held.consumed, "health": held.health}
-            for held in view.devices
-        ],
-        "requested_devices": view.requested_devices,
-        "created_unix_seconds": view.created_wall,
-        "deleting_unix_seconds": view.deleting_wall,
-        "allocated_unix_seconds": view.allocated_wall,
-        "leaked": view.leaked,
-        "doing": view.doing,
-        "doing_since_unix_seconds": view.doing_since_wall,
-    }  # fmt: skip
+def _hidden(whole: ClusterSnapshot, shown: ClusterSnapshot) -> str:
+    """What is said of that which somebody may not see."""
+    if shown is whole:
+        return ""
+    claims, waits = len(whole.claims) - len(shown.claims), len(whole.waits) - len(shown.waits)
+    return hidden_words(claims) or hidden_words(waits, "waits")
 
 
-def wait_document(wait: Wait, wall: float) -> dict[str, object]:
-    """A claim that waits, as /api/v1/waits shows it."""
-    return {
-        "namespace": wait.namespace,
-        "claim": wait.claim,
-        "claim_uid": wait.claim_uid,
-        "pod": wait.pod,
-        "pod_claim": wait.pod_claim,
-        "deviceclass": wait.deviceclass,
-        "pending_seconds": None if wait.since_wall is None else round(max(0.0, wall - wait.since_wall), 3),
-        "reason": wait.diagnosis.reason,
-        "summary": wait.diagnosis.summary,
-        "evidence": wait.diagnosis.evidence,
-        "cure": wait.diagnosis.cure,
-    }
+class _Cluster:
+    """A snapshot that answers are made of, by worker threads."""
 
+    def __init__(self, snapshot: ClusterSnapshot, makers: Makers) -> None:
+        self.snapshot = snapshot
+        self.answers = Answers(snapshot)
+        self._makers = makers
+        self._index: ClusterIndex | None = None
 
-def capacity_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
-    """Devices by class and pool and state, as /api/v1/capacity shows them. Raises _BadQueryError."""
-    _only_known(query)
-    classes: dict[str, dict[str, int]] = {}
-    pools: dict[tuple[str, str, str], dict[str, int]] = {}
-    largest: dict[str, int] = {}
-    for each in snapshot.samples:
-        if each.family == "dra_pool_devices":
-            labels = dict(each.labels)
-            count = int(each.value)  # type: ignore[union-attr]  # not one of the histograms
-            states = classes.setdefault(labels["deviceclass"], {})
-            states[labels["state"]] = states.get(labels["state"], 0) + count
-            key = (labels["driver"], labels["pool"], labels["deviceclass"])
-            pools.setdefault(key, {})[labels["state"]] = count
-        elif each.family == "dra_class_largest_claim_devices":
-            largest[dict(each.labels)["deviceclass"]] = int(each.value)  # type: ignore[union-attr]
-    return {
-        "classes": [
-            {"deviceclass": name, "devices": states, "largest_claim_devices": largest.get(name)}
-            for name, states in sorted(classes.items())
-        ],
-        "pools": [
-            {"driver": driver, "pool": pool, "deviceclass": name, "devices": states}
-            for (driver, pool, name), states in sorted(pools.items())
-        ],
-    }
+    async def index(self, client: str) -> ClusterIndex:
+        """The snapshot by namespace. Raises CrowdedError."""
+        if self._index is None:
+            self._index = await self.answers.made(
+                self._makers, ClusterIndex, client, lambda: ClusterIndex(self.snapshot)
+            )
+        return self._index
 
+    async def sight(self, request: web.Request, namespaces: Iterable[str] | None = None) -> Sight:
+        """What a caller may see of these namespaces, or of all that there are. Raises CrowdedError."""
+        if request.get(VIEWER) is None:
+            return EVERYTHING
+        found = (await self.index(request.remote or "")).namespaces if namespaces is None else namespaces
+        return await sight_of(request, lambda: found)
 
-class _BadQueryError(ValueError):
-    """A query parameter that cannot be used: which, and what to write instead."""
+    async def answer(
+        self, request: web.Request, what: Hashable, sight: Sight,
+        make: Callable[[ClusterSnapshot, ClusterSnapshot], bytes],
+    ) -> bytes:
+        """What `make` makes of the whole snapshot and of what of it is seen. Raises CrowdedError."""
+        client = request.remote or ""
+        index = None if sight.everything else await self.index(client)
 
+        def made() -> bytes:
+            return make(self.snapshot, self.snapshot if index is None else index.visible(sight))
 
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit")
-    if text is None:
-        return LIST_LIMIT
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= LIST_LIMIT_MAX):
-        raise _BadQueryError(f"limit={text[:40]!a} is not a number from 1 to {LIST_LIMIT_MAX}")
-    return int(text)
-
-
-def _only_known(query: Mapping[str, str], *known: str) -> None:
-    for name in query:
-        if name not in known:
-            raise _BadQueryError(f"unknown parameter {name[:40]!a}; known are {', '.join(known) or 'none'}")
-
-
-def claims_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
-    """/api/v1/claims: the first claims that a query asks for, and how many there are. Raises _BadQueryError."""
-    _only_known(query, "namespace", "state", "limit")
-    limit, namespace, state = _limit(query), query.get("namespace"), query.get("state")
-    if state is not None and state not in _STATES:
-        raise _BadQueryError(f"state={state[:40]!a} is none; known are {', '.join(_STATES)}")
-    found = [
-        view
-        for view in snapshot.claims.values()
-        if (namespace is None or view.namespace == namespace) and (state is None or view.state.value == state)
-    ]
-    return {
-        "unix_seconds": snapshot.wall_ns / 1e9,
-        "total": len(found),
-        "claims": [claim_document(view) for view in found[:limit]],
-    }
-
-
-def waits_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
-    """/api/v1/waits: what waits, longest first. Raises _BadQueryError."""
-    _only_known(query, "namespace", "reason", "limit")
-    limit, namespace, reason = _limit(query), query.get("namespace"), query.get("reason")
-    if reason is not None and reason not in _REASONS:
-        raise _BadQueryError(f"reason={reason[:40]!a} is none; known are {', '.join(_REASONS)}")
-    found = [
-        wait
-        for wait in snapshot.waits
-        if (namespace is None or wait.namespace == namespace)
-        and (reason is None or wait.diagnosis.reason.value == reason)
-    ]
-    found.sort(key=lambda wait: wait.since_wall if wait.since_wall is not None else float("inf"))
-    wall = snapshot.wall_ns / 1e9
-    return {
-        "unix_seconds": wall, "total": len(found), "waits": [wait_document(wait, wall) for wait in found[:limit]]
-    }  # fmt: skip
-
-
-def health_document(snapshot: ClusterSnapshot, query: Mapping[str, str]) -> dict[str, object]:
-    """/api/v1/health: GPUs that something is found against, worst first. Raises _BadQueryError."""
-    _only_known(query, "node", "severity", "limit")
-    limit, node, severity = _limit(query), query.get("node"), query.get("severity")
-    if severity is not None and severity not in SEVERITIES:
-        raise _BadQueryError(f"severity={severity[:40]!a} is none; known are {', '.join(SEVERITIES)}")
-    found = [
-        gpu for gpu in snapshot.sick
-        if (node is None or gpu.node == node) and (severity is None or gpu.severity == severity)
-    ]  # fmt: skip
-    return {
-        "unix_seconds": snapshot.wall_ns / 1e9,
-        "total": len(found),
-        "gpus": [
-            {"uuid": gpu.uuid, "node": gpu.node, "severity": gpu.severity, "rules": gpu.rules,
-             "since_unix_seconds": gpu.since_wall, "effect": gpu.effect, "held": gpu.held}
-            for gpu in found[:limit]
-        ],
-    }  # fmt: skip
+        return await self.answers.get(self._makers, (what, sight), client, made)
 
 
 class _ClusterSite(Site):
     """The controller's handlers."""
+
+    sources_held = 3  # the newest exposition, and two that slower scrapers still read
 
     def __init__(
         self, *, snapshot: Callable[[], ClusterSnapshot | None], collector: ClusterCollector,
@@ -221,8 +133,10 @@ class _ClusterSite(Site):
         self._text = ClusterText(collector, self._process.families)
         self._exposition: ClusterExposition | None = None
         self._rendering = asyncio.Lock()
+        self._makers = Makers()
+        self._cluster: _Cluster | None = None
 
-    async def body(self, openmetrics: bool, gzip: bool) -> bytes | Iterator[bytes]:
+    async def body(self, openmetrics: bool, gzip: bool) -> Body:
         snapshot = self.snapshot()
         if snapshot is None:
             raise Nothing(_NOTHING)
@@ -236,7 +150,19 @@ class _ClusterSite(Site):
             packed = await asyncio.to_thread(exposition.gzipped, openmetrics) if gzip else None
             self.counters.render_seconds += time.perf_counter() - began
             self.counters.response_bytes = exposition.plain_bytes
-        return exposition.chunks(openmetrics) if packed is None else packed
+        return Body(exposition.chunks(openmetrics) if packed is None else packed, source=exposition)
+
+    def _of(self, snapshot: ClusterSnapshot) -> _Cluster:
+        """What answers are made of: this snapshot, or for a while one a little older."""
+        known = self._cluster
+        if known is None or (known.snapshot is not snapshot and not known.answers.hold()):
+            known = self._cluster = _Cluster(snapshot, self._makers)
+            asyncio.get_running_loop().call_later(OLDEST_SECONDS, self._forget, known)
+        return known
+
+    def _forget(self, cluster: _Cluster) -> None:
+        if self._cluster is cluster:
+            self._cluster = None  # where nobody asks, nothing is kept
 
     def _leading(self) -> ClusterSnapshot:
         """The snapshot, where this replica has one of the cluster; raises Nothing."""
@@ -253,50 +179,86 @@ class _ClusterSite(Site):
             raise Nothing(_READING)
         return snapshot
 
-    def _list(
-        self, request: web.Request, make: Callable[[ClusterSnapshot, Mapping[str, str]], dict[str, object]]
-    ) -> web.Response:
+    async def _list(self, request: web.Request, make: Make, *, of_claims: bool = True) -> web.Response:
         try:
-            return in_json(make(self._leading(), request.query))
+            cluster = self._of(self._leading())
+            query = {name: request.query[name] for name in request.query}
+            make(_EMPTY, query)  # a query that makes no sense costs no review
+            namespace = query.get("namespace") if of_claims else None
+            sight = EVERYTHING
+            if of_claims:
+                sight = await cluster.sight(request, None if namespace is None else (namespace,))
+            if namespace is not None and not sight.shows(namespace):
+                return in_json({"error": _NOT_YOURS.format(namespace[:80])}, status=403)
+
+            def document(whole: ClusterSnapshot, shown: ClusterSnapshot) -> bytes:
+                hidden = _hidden(whole, shown) if namespace is None else ""  # who asks for one has it whole
+                return msgspec.json.encode({**make(shown, query), **({"hidden": hidden} if hidden else {})})
+
+            return json_bytes(await cluster.answer(request, (make, tuple(sorted(query.items()))), sight, document))
         except Nothing as error:
             return in_json({"error": str(error)}, status=503)
-        except _BadQueryError as error:
+        except CrowdedError:
+            return in_json({"error": _CROWDED}, status=503, headers=_AGAIN)
+        except BadQueryError as error:
             return in_json({"error": str(error)}, status=400)
 
     async def serve_claims(self, request: web.Request) -> web.Response:
-        return self._list(request, claims_document)
+        return await self._list(request, claims_document)
 
     async def serve_waits(self, request: web.Request) -> web.Response:
-        return self._list(request, waits_document)
+        return await self._list(request, waits_document)
 
     async def serve_health(self, request: web.Request) -> web.Response:
-        return self._list(request, health_document)
+        return await self._list(request, health_document, of_claims=False)
 
     async def serve_capacity(self, request: web.Request) -> web.Response:
-        return self._list(request, capacity_document)
+        return await self._list(request, capacity_document, of_claims=False)
 
     async def serve_claim(self, request: web.Request) -> web.Response:
         try:
-            self._leading()
-            found = self.explain(request.match_info["namespace"], request.match_info["name"])
+            cluster = self._of(self._leading())
+            namespace, name = request.match_info["namespace"], request.match_info["name"]
+            sight = await cluster.sight(request, (namespace,))
+            if not sight.shows(namespace):  # before it is looked up: the answer must not tell whether it exists
+                return in_json({"error": _NOT_YOURS.format(namespace[:80])}, status=403)
+            found = self.explain(namespace, name)
             if inspect.isawaitable(found):
                 found = await found
             if found is None:
                 raise Nothing(_READING)
+            if not sight.everything:
+                index = await cluster.index(request.remote or "")
+                found = visible_explanation(found, sight, index.namespaces - {namespace})
             return in_json(found, status=200 if found.exists else 404)
         except Nothing as error:
             return in_json({"error": str(error)}, status=503)
+        except CrowdedError:
+            return in_json({"error": _CROWDED}, status=503, headers=_AGAIN)
 
     async def serve_page(self, request: web.Request) -> web.Response:
-        snapshot = self.snapshot()
+        snapshot, body = self.snapshot(), ""
+        if snapshot is not None and snapshot.leading and snapshot.complete:
+            cluster = self._of(snapshot)
+            snapshot = cluster.snapshot
+            try:
+                sight = await cluster.sight(request)
+                body = (await cluster.answer(request, page_body, sight, _page_body)).decode()
+            except CrowdedError:
+                return plain(f"{_CROWDED}\n", status=503, headers=_AGAIN)
         text = render_page(
             snapshot=snapshot,
+            body=body,
             leader=self.leader(),
             version=self.version,
             failing=self.failing(),
             refresh=request.query.get("refresh") == "on",
         )
         return in_page(text, CONTENT_SECURITY_POLICY)
+
+
+def _page_body(whole: ClusterSnapshot, shown: ClusterSnapshot) -> bytes:
+    return page_body(shown, _hidden(whole, shown)).encode()
 
 
 def make_cluster_application(

@@ -347,26 +347,31 @@ def _tiles(snapshot: ClusterSnapshot, index: _Index, wall: float) -> str:
     )  # fmt: skip
 
 
+def page_body(snapshot: ClusterSnapshot, hidden: str) -> str:
+    """What the page tells of a cluster that has been read; `hidden` says what is left out."""
+    wall = snapshot.wall_ns / 1e9
+    index = _Index(snapshot.samples)
+    return (
+        (f'<div class="card note">{escape(hidden)} are left out.</div>' if hidden else "")
+        + _tiles(snapshot, index, wall) + health_part(snapshot) + _taints(index) + _waiting(snapshot, wall)
+        + _capacity(index) + _idle(snapshot, wall) + _phases(index) + _migration(index)
+    )  # fmt: skip
+
+
 def render_page(
-    *, snapshot: ClusterSnapshot | None, leader: str | None, version: str, failing: Sequence[str], refresh: bool
+    *, snapshot: ClusterSnapshot | None, body: str, leader: str | None, version: str, failing: Sequence[str],
+    refresh: bool,
 ) -> str:
-    """The whole page; `failing` are the readiness checks that do not hold."""
-    facts, body = [], ""
+    """The whole page around a `page_body`; `failing` are the readiness checks that do not hold."""
+    facts = []
     if snapshot is None:
         facts.append("The controller has only just started and has nothing to show yet.")
     else:
-        wall = snapshot.wall_ns / 1e9
-        facts.append("as of " + time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(wall)))
+        facts.append("as of " + time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(snapshot.wall_ns / 1e9)))
         if not snapshot.leading:
             facts.append(f"this replica stands by; {leader} leads" if leader else "this replica stands by")
         elif not snapshot.complete:
             facts.append("the cluster is still being read")
-        else:
-            index = _Index(snapshot.samples)
-            body = (
-                _tiles(snapshot, index, wall) + health_part(snapshot) + _taints(index) + _waiting(snapshot, wall)
-                + _capacity(index) + _idle(snapshot, wall) + _phases(index) + _migration(index)
-            )  # fmt: skip
     note = ""
     if failing:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in failing)

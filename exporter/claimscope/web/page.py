@@ -315,9 +315,9 @@ def device_names(snapshot: Snapshot) -> dict[str, str]:
 
 def render_page(
     *, snapshot: Snapshot | None, samples: Iterable[Sample], version: str, failing: Sequence[str], refresh: bool,
-    health: HealthView | None = None,
+    health: HealthView | None = None, hidden: str = "",
 ) -> str:
-    """The whole page; `failing` are the readiness checks that do not hold."""
+    """The whole page; `failing` are the readiness checks that do not hold, `hidden` says what is left out."""
     index = _Index(samples)
     problems = list(failing)
     if snapshot is None:
@@ -347,6 +347,7 @@ def render_page(
     if problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
         note = f'<div class="card note"><strong class="bad">Not ready</strong><ul>{items}</ul></div>'
+    note += f'<div class="card note">{escape(hidden)} are left out.</div>' if hidden else ""
     toggle = '<a href="/">stop refreshing</a>' if refresh else '<a href="/?refresh=on">refresh every 5 s</a>'
     body = "" if snapshot is None else (
         f"{findings}<h2>Devices</h2>{devices}"

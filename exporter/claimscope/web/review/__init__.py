@@ -1,0 +1,1 @@
+"""Who may see what: the callers of the web server, reviewed by Kubernetes."""
