@@ -26,7 +26,7 @@ T = TypeVar("T")
 START_SECONDS = 30.0  # a first start compiles the simulated library
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.05
-_SERVING = re.compile(r"serving on (http://\S+)")
+_SERVING = re.compile(r"serving on (https?://\S+)")
 _WORLD = re.compile(
     rb"(?m)^(?:gpu_up|gpu_health|gpu_info|gpu_allocation_info|gpu_power_watts|[a-z_]*xid_|claimscope_).*\n"
 )

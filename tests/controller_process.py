@@ -20,7 +20,7 @@ START_SECONDS = 20.0
 WAIT_SECONDS = 15.0
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.05
-_SERVING = re.compile(r"serving on (http://\S+)")
+_SERVING = re.compile(r"serving on (https?://\S+)")
 
 
 class Controller:

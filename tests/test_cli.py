@@ -19,9 +19,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from claimscope import cli, logs
+from claimscope import logs
 from claimscope.claims.explain import Explanation
 from claimscope.claims.model import PendingReason
+from claimscope.cli.signals import until_signal
 from claimscope.sim import questions
 from claimscope.sim.library import SimulatedNvml
 from claimscope.sim.world import make_world
@@ -65,6 +66,19 @@ def claimscope(*arguments: str, **environment: str) -> subprocess.CompletedProce
             {},
             "`a/b/c` is not NAMESPACE/NAME of a ResourceClaim, such as team-a/train-gpus",
         ),
+        *(
+            ([part, "--web-config-file", "/no.yaml"], {},
+             "/no.yaml: No such file or directory; name a file that can be read with --web-config-file")
+            for part in ("agent", "controller")
+        ),
+        (["explain", "claim", "a/b", "--ca-file", "x"], {},
+         "--ca-file is for --controller; the API server is asked as --kubeconfig says"),
+        (["explain", "claim", "a/b", "--controller", "https://x", "--key-file", "x"], {},
+         "--key-file is of no use without --cert-file"),
+        (["explain", "claim", "a/b", "--controller", "https://x", "--user", "a", "--token-file", "x"], {},
+         "--token-file and --user are two ways to say who you are: leave one of them out"),
+        (["explain", "claim", "a/b", "--controller", "https://x", "--user", "a", "--password-file", "/no"], {},
+         "--password-file /no: No such file or directory"),
         (["agent", "--config", "/nowhere.yaml"], {}, "configuration file /nowhere.yaml: No such file or directory"),
     ],
 )
@@ -169,7 +183,12 @@ def test_doctor_on_a_machine_without_gpus_says_so_and_exits_1(tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert done.stderr == ""
-    assert done.stdout.startswith(f"fail  nvml          no usable NVML library at {library}")
+    first, second = done.stdout.splitlines()[:2]
+    assert first == (
+        "fail  gpu access    this system's own: libnvidia-ml.so.1 cannot be loaded: install the NVIDIA driver, or name "
+        "its library with --nvml-library"
+    )
+    assert second.startswith(f"fail  nvml          no usable NVML library at {library}")
 
 
 async def stopped_by(number: signal.Signals) -> list[str]:
@@ -185,7 +204,7 @@ async def stopped_by(number: signal.Signals) -> list[str]:
 
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        await cli.until_signal(work())
+        await until_signal(work())
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -204,7 +223,7 @@ async def test_work_that_fails_fails_the_command() -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(OSError, match="broken"):
-            await cli.until_signal(work())
+            await until_signal(work())
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -303,9 +322,10 @@ def test_doctor_lists_the_gpus_that_a_library_shows(cc: str, tmp_path: Path) -> 
         simulated.step(0.0)
         done = claimscope("doctor", "--nvml-library", str(simulated.library_path), **simulated.environment)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("ok    nvml          driver ")
-    assert lines[1].startswith("ok    devices       8 x NVIDIA A100")
-    assert "GPUs have MIG switched on" in lines[2]
+    assert lines[0] == f"ok    gpu access    this system's own: {simulated.library_path.resolve()}"
+    assert lines[1].startswith("ok    nvml          driver ")
+    assert lines[2].startswith("ok    devices       8 x NVIDIA A100")
+    assert "GPUs have MIG switched on" in lines[3]
 
 
 @pytest.mark.parametrize("with_prometheus", [True, False])

@@ -2,7 +2,7 @@
 
 One table per part, the fields of `Config` (the agent) and of `ControllerConfig`: flags, environment variables, keys of
 the YAML file, validation and docs/configuration.md all follow from them. Nothing here reads a file or the environment;
-`cli.py` hands both in.
+`claimscope.cli` hands both in.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ DcgmNames = Literal["dcgm-exporter", "dcgm-4.6", "both"]
 DcgmHostnameLabel = Literal["Hostname", "hostname"]
 OtlpProtocol = Literal["http/protobuf", "grpc"]
 TaintWriter = Literal["controller", "local"]
+WebAuthorization = Literal["off", "kubernetes"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
@@ -53,6 +54,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="Address that /metrics is served on: `:19400`, `127.0.0.1:19400` or `[::1]:19400`."),
     ] = ":19400"
+    web_config_file: Annotated[
+        str | None,
+        Meta(description="exporter-toolkit's web configuration file: TLS, client certificates, basic auth, headers, "
+             "rate limit, as docs/serving.md says; read again when it changes. Unset: plain HTTP, open to everybody."),
+    ] = None
+    web_authorization: Annotated[
+        WebAuthorization,
+        Meta(description="Who may see the pages: `off`, whoever reaches them; `kubernetes`, bearers of tokens that the "
+             "API server accepts, with rights as docs/authorization.md says."),
+    ] = "off"
+    web_authorization_audiences: Annotated[
+        tuple[str, ...],
+        Meta(description="With `--web-authorization=kubernetes`: only tokens meant for one of these audiences. Unset: "
+             "those meant for the API server."),
+    ] = ()
     node_name: Annotated[
         str, Meta(description="Name of this Kubernetes node. Empty: the host name of the machine.")
     ] = ""
@@ -74,7 +90,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = ()
     nvml_library: Annotated[
         str | None,
-        Meta(description="Path of libnvidia-ml.so.1. Unset: where the dynamic linker finds it."),
+        Meta(description="Path of libnvidia-ml.so.1. Unset: under --driver-root, else where the dynamic linker finds "
+             "it."),
+    ] = None
+    driver_root: Annotated[
+        str | None,
+        Meta(description="Directory in which the root of the node's driver is mounted (/run/nvidia/driver, / or "
+             "/home/kubernetes/bin/nvidia of the node): libnvidia-ml.so.1 is searched in it, and links are followed "
+             "within it. Unset: the container runtime brings the library. See docs/install.md."),
     ] = None
     simulate: Annotated[
         Profile | None,
@@ -107,6 +130,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
     ] = None
     api_server_url: Annotated[str | None, Meta(description=_API_SERVER_URL)] = None
+    startup_jitter_seconds: Annotated[
+        float,
+        Meta(ge=0, le=600, description="Up to so many seconds, by chance, before the API server is first asked, since "
+             "a thousand agents may start at once. Sampling, and one read of the agent's own Lease, do not wait; the "
+             "Lease is first written after 60 s at the latest."),
+    ] = 0.0
     lease_namespace: Annotated[
         str | None,
         Meta(description="Namespace of the Lease by which this agent shows that it is alive. Unset: the pod's own; "
@@ -190,6 +219,21 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str,
         Meta(description="Address that /metrics is served on: `:19401`, `127.0.0.1:19401` or `[::1]:19401`."),
     ] = ":19401"
+    web_config_file: Annotated[
+        str | None,
+        Meta(description="exporter-toolkit's web configuration file: TLS, client certificates, basic auth, headers, "
+             "rate limit, as docs/serving.md says; read again when it changes. Unset: plain HTTP, open to everybody."),
+    ] = None
+    web_authorization: Annotated[
+        WebAuthorization,
+        Meta(description="Who may see the pages: `off`, whoever reaches them; `kubernetes`, bearers of tokens that the "
+             "API server accepts, with rights as docs/authorization.md says."),
+    ] = "off"
+    web_authorization_audiences: Annotated[
+        tuple[str, ...],
+        Meta(description="With `--web-authorization=kubernetes`: only tokens meant for one of these audiences. Unset: "
+             "those meant for the API server."),
+    ] = ()
     kubeconfig: Annotated[
         str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
     ] = None
@@ -429,7 +473,13 @@ def _check_object_name(text: str) -> None:
         raise ValueError(f"`{text}` is no name of an object: up to 253 lower-case letters, digits, `-` and `.`")
 
 
+def _check_absolute(text: str) -> None:
+    if not text.startswith("/"):
+        raise ValueError(f"`{text}` is no absolute path: write where it is mounted, such as /driver-root")
+
+
 _CHECKS: Mapping[str, Callable[[str], object]] = {
+    "driver_root": _check_absolute,
     "web_listen_address": split_address,
     "api_server_url": check_loopback_url,
     "namespace": _check_namespace,
@@ -457,6 +507,10 @@ def build(*layers: Iterator[Setting], of: type[Any] = Config) -> AnyConfig:
             f"{where['api_server_url']}: --kubeconfig {config.kubeconfig} names an API server as well: leave one of "
             "them out"
         )
+    if config.web_authorization_audiences and config.web_authorization == "off":
+        raise ConfigError(
+            f"{where['web_authorization_audiences']}: nobody's token is looked at: add --web-authorization=kubernetes"
+        )
     if isinstance(config, Config):
         _check_agent(config, where)
     return config
@@ -468,6 +522,14 @@ def _check_agent(config: Config, where: Mapping[str, str]) -> None:
     if config.simulate is not None and config.nvml_library is not None:
         raise ConfigError(
             f"{where['nvml_library']}: --simulate {config.simulate} brings its own library: leave one of them out"
+        )
+    for other in ("simulate", "nvml_library"):
+        if config.driver_root is not None and getattr(config, other) is not None:
+            flag = f"--{other.replace('_', '-')} {getattr(config, other)}"
+            raise ConfigError(f"{where['driver_root']}: {flag} names a library as well: leave one of them out")
+    if config.web_authorization == "kubernetes" and config.api_server == "off":
+        raise ConfigError(
+            f"{where['web_authorization']}: there is no API server to ask with --api-server off: leave one of them out"
         )
     if config.taint_writer == "local":
         _check_local_writer(config, where)

@@ -42,7 +42,11 @@ from claimscope.taints.notebook import Notebook
 from claimscope.taints.sources import PolicySource
 from claimscope.taints.worker import Fencing
 from claimscope.web.cluster import make_cluster_application
-from claimscope.web.site import Check, ListenError, Readiness, start_site
+from claimscope.web.review.guard import review_guard
+from claimscope.web.review.reviewer import Reviewer
+from claimscope.web.serving.guard import make_guards
+from claimscope.web.serving.source import serving_of
+from claimscope.web.site import Check, ListenError, Readiness, WebCounters, start_site
 from claimscope.yamlfile import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -61,11 +65,12 @@ class ControllerError(Exception):
 
 
 async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
-    """Runs the controller until it is cancelled; raises ControllerError where it cannot start."""
+    """Runs the controller until it is cancelled; raises ControllerError or WebConfigError where it cannot start."""
     # Nearly everything kept here is free of cycles; looking for some among millions of objects takes longer than work.
     gc.set_threshold(50_000, 20, 100)
     clock = SystemClock()
     policies = _policies(config, clock)
+    serving = serving_of(config.web_config_file, clock)
     api = await _client(config, environ, clock)
     controller = _Controller(config=config, api=api, clock=clock, policies=policies)
     collector = ClusterCollector(config.claim_series)
@@ -76,16 +81,22 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
         raise ControllerError(str(error)) from error
     version = importlib.metadata.version("claimscope")
     controller.build_info = own("build_info", 1, version, "", platform.python_version())
+    reviewer = None
+    if config.web_authorization == "kubernetes":
+        reviewer = Reviewer(api, clock, audiences=config.web_authorization_audiences)
+    counters = WebCounters(own=own, reviews=None if reviewer is None else reviewer.results)
     application = make_cluster_application(
         snapshot=controller.shown,
         collector=collector,
         readiness=controller.readiness,
         explain=controller.explain,
         leader=controller.leader,
+        counters=counters,
+        middlewares=make_guards(serving, counters, token=None if reviewer is None else review_guard(reviewer)),
         version=version,
     )
     try:
-        site = await start_site(application, config.web_listen_address)
+        site = await start_site(application, config.web_listen_address, serving=serving, counters=counters)
     except ListenError as error:
         await api.close()
         raise ControllerError(str(error)) from error
@@ -93,6 +104,8 @@ async def run(config: ControllerConfig, environ: Mapping[str, str]) -> None:
         await controller.run()
     finally:
         await site.close()
+        if reviewer is not None:
+            await reviewer.close()
         await api.close()
 
 

@@ -436,7 +436,7 @@ class Node:
             sampler = Check(name="sampler", ok=False, reason=inventory.error)
         elif inventory.released:
             sampler = Check(name="sampler", ok=False, reason="NVML is released on request; `claimscope nvml acquire`")
-        elif newest is None:
+        elif newest is None or self.snapshot is None:
             sampler = Check(name="sampler", ok=False, reason="no window yet")
         else:
             age = (now_ns - newest) / 1e9

@@ -9,16 +9,22 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from claimscope.clock import SystemClock
 from claimscope.config import Config, ControllerConfig
+from claimscope.doctor import machine
+from claimscope.doctor.gpu import GpuFacts
+from claimscope.doctor.privileges import Privileges
+from claimscope.doctor.web import WebFacts, web_facts
 from claimscope.health.kmsg import KernelLogError, open_kernel_log, parse_record
 from claimscope.health.sources import read_thresholds
 from claimscope.kube import rights
@@ -30,7 +36,7 @@ from claimscope.taints.guard import Allowed
 from claimscope.taints.model import Mode
 from claimscope.taints.policy import NodeTaints, Policy, read_policy
 from claimscope.taints.sources import PolicySource
-from claimscope.yamlfile import ConfigError
+from claimscope.yamlfile import ConfigError, read_file
 
 _PROBE_SECONDS = 20.0  # longer than a slow nvmlInit without persistence mode; a hung driver answers never
 _CONNECT_SECONDS = 3.0
@@ -38,7 +44,7 @@ _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of linux/proc_n
 _KMSG_DEVICE = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt of Linux
 _RECORD_BYTES = 8192  # of a kernel log at most, CONSOLE_EXT_LOG_MAX of Linux
 _API_SECONDS = 10.0
-MIG_MONITOR = Path("/proc/driver/nvidia/capabilities/mig/monitor")
+_SERVER = "claimscope"  # how claimscope.web calls itself in each answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class KernelLogFacts:
     """What the configured kernel log is."""
 
     error: str | None = None  # why it cannot be read, and the cure
+    denied: int | None = None  # EPERM or EACCES of opening it
     is_device: bool = True  # the kernel's own, and no file
     has_records: bool = True
 
@@ -71,8 +78,11 @@ class Facts:
     state_error: int | None  # errno of writing beside the journal
     control_error: int | None
     port_error: int | None  # errno of binding the address
+    port_is_ours: bool = False  # claimscope itself serves there
+    web: WebFacts = field(default_factory=WebFacts)
     host_pids: bool
-    mig_monitor: bool  # the right to read MIG devices that were not handed to this container
+    gpu: GpuFacts
+    privileges: Privileges
     kernel_log: KernelLogFacts | None = None  # None: none is configured
     thresholds_error: str | None = None
     policy_error: str | None = None
@@ -85,21 +95,26 @@ class ControllerFacts:
     config: ControllerConfig
     api: ApiAccess
     policy_error: str | None = None
+    web: WebFacts = field(default_factory=WebFacts)
 
 
 async def gather(config: Config, environment: Mapping[str, str]) -> Facts:
     """Looks at this machine; changes nothing."""
     local = config.taint_writer == "local"
+    port_error = _bind_error(*config.listen)
     return Facts(
         config=config,
-        nvml=await probe_nvml(config.nvml_library, seconds=_PROBE_SECONDS),
+        nvml=await probe_nvml(config.nvml_library, config.driver_root, seconds=_PROBE_SECONDS),
         kubelet_error=await _connect_error(config.kubelet_socket),
         api=await api_access(config, environment),
         state_error=_write_error(config.state_file),
         control_error=_write_error(config.control_socket),
-        port_error=_bind_error(*config.listen),
+        port_error=port_error,
+        port_is_ours=port_error == errno.EADDRINUSE and await serves_claimscope(*config.listen),
+        web=_web(config),
         host_pids=_read_link("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE,
-        mig_monitor=os.access(MIG_MONITOR, os.R_OK),
+        gpu=machine.gpu_facts(config.driver_root, environment),
+        privileges=machine.privileges(environment),
         kernel_log=None if config.kernel_log is None else kernel_log_facts(Path(config.kernel_log)),
         thresholds_error=file_error(config.health_thresholds, read_thresholds),
         policy_error=_policy_error(config.taint_policy) if local else None,
@@ -113,18 +128,27 @@ async def gather_controller(config: ControllerConfig, environment: Mapping[str, 
     if error is None:
         policy = PolicySource(_path(config.taint_policy), policy.mode).current(SystemClock().wall_ns() / 1e9)
     return ControllerFacts(
-        config=config, api=await _ask_cluster(config, environment, _needs(policy), config.namespace),
+        config=config, api=await _ask_cluster(
+            config, environment, _needs(policy, config.web_authorization), config.namespace, config.lease_name
+        ),
         policy_error=error,
+        web=_web(config),
     )
 
 
-def _needs(policy: Policy) -> Iterator[Need]:
+def _web(config: Config | ControllerConfig) -> WebFacts:
+    return web_facts(config.web_config_file, config.web_authorization, SystemClock().wall_ns() / 1e9)
+
+
+def _needs(policy: Policy, authorization: str = "off") -> Iterator[Need]:
     """What a controller with this policy must be allowed to do."""
     yield from rights.CONTROLLER
     if policy.mode is not Mode.OBSERVE or policy.groups or policy.rules:
         yield from rights.CONTROLLER_FENCING
     if policy.node_taints is not NodeTaints.NONE:
         yield from rights.CONTROLLER_NODE_TAINTS
+    if authorization == "kubernetes":
+        yield from rights.REVIEWS
 
 
 def _path(text: str | None) -> Path | None:
@@ -144,7 +168,7 @@ def file_error(path: str | None, read: Callable[[bytes, str], object]) -> str | 
     if path is None:
         return None
     try:
-        read(Path(path).read_bytes(), path)
+        read(read_file(Path(path)), path)
     except OSError as error:
         return f"{path}: {os.strerror(error.errno or errno.EIO).lower()}"
     except ConfigError as error:
@@ -157,7 +181,8 @@ def kernel_log_facts(path: Path) -> KernelLogFacts:
     try:
         descriptor = open_kernel_log(path, from_start=True)
     except KernelLogError as error:
-        return KernelLogFacts(error=error.strerror)
+        denied = error.errno if error.errno in (errno.EPERM, errno.EACCES) else None
+        return KernelLogFacts(error=error.strerror, denied=denied)
     try:
         found = os.fstat(descriptor)
         is_device = stat.S_ISCHR(found.st_mode) and found.st_rdev == _KMSG_DEVICE
@@ -173,13 +198,14 @@ def kernel_log_facts(path: Path) -> KernelLogFacts:
     return KernelLogFacts(is_device=is_device, has_records=record is not None)
 
 
-async def probe_nvml(library: str | None, *, seconds: float) -> Probe:
+async def probe_nvml(library: str | None, driver_root: str | None = None, *, seconds: float) -> Probe:
     """Asks NVML in a child process, because a broken driver can hang or crash whoever calls it."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "claimscope.nvml.probe",
-        *([] if library is None else [library]),
+        library or "",
+        driver_root or "",
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -229,11 +255,14 @@ async def api_access(config: Config, environment: Mapping[str, str]) -> ApiAcces
     needs = rights.AGENT + (rights.AGENT_LOCAL if config.taint_writer == "local" else ())
     if not config.lease_namespace:
         needs = tuple(need for need in needs if need.namespace != rights.OWN)
+    if config.web_authorization == "kubernetes":
+        needs += rights.REVIEWS
     return await _ask_cluster(config, environment, needs, config.lease_namespace or "")
 
 
 async def _ask_cluster(
-    config: Config | ControllerConfig, environment: Mapping[str, str], needs: Iterable[Need], namespace: str
+    config: Config | ControllerConfig, environment: Mapping[str, str], needs: Iterable[Need], namespace: str,
+    election: str = "",
 ) -> ApiAccess:
     """What the API server answers to whoever the settings make us."""
     source = "service account"
@@ -249,7 +278,7 @@ async def _ask_cluster(
         return ApiAccess(source=source, error=str(error))
     try:
         allowed = await guard.examine(api)
-        denied = await rights.missing(api, needs, namespace)
+        denied = await rights.missing(api, needs, namespace, election)
     except ApiError as error:
         return ApiAccess(source=source, error=str(error))
     finally:
@@ -269,6 +298,26 @@ def _write_error(path: str) -> int | None:
     if not os.access(directory, os.W_OK | os.X_OK):
         return errno.EROFS if os.statvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES
     return None
+
+
+async def serves_claimscope(host: str, port: int) -> bool:
+    """Whether what listens there is claimscope: `/livez` is open to everybody, and the answer names its server.
+
+    Where client certificates are asked for nobody can tell.
+    """
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False  # the certificate is of the name that scrapers use, not of this address
+    unverified.verify_mode = ssl.CERT_NONE
+    where = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nothing is bound
+    authority = f"[{where}]:{port}" if ":" in where else f"{where}:{port}"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CONNECT_SECONDS)) as asker:
+        for scheme in ("http", "https"):
+            try:
+                async with asker.get(f"{scheme}://{authority}/livez", ssl=unverified) as answer:
+                    return answer.status == 200 and answer.headers.get("Server") == _SERVER
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                continue  # speaks the other, or neither
+    return False
 
 
 def _bind_error(host: str, port: int) -> int | None:

@@ -17,7 +17,9 @@ from typing import Any, Final, Protocol, TypeVar
 import aiohttp
 import msgspec
 
+from claimscope.clienttls import client_context
 from claimscope.clock import Clock
+from claimscope.kube.depth import shallow
 from claimscope.kube.objects import RESOURCE_GROUP, ApiGroup, ApiResourceList, Status, VersionInfo
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -132,7 +134,7 @@ class InCluster:
     def _read(self) -> Access:
         try:
             token = self._token_file.read_text(encoding="ascii").strip()
-            tls = ssl.create_default_context(cafile=str(self._ca_file))
+            tls = client_context(str(self._ca_file))
         except (OSError, ValueError) as error:
             raise ApiError(
                 ApiReason.CONFIG,
@@ -216,9 +218,12 @@ def access_source(
 class ApiClient:
     """Requests to the API server over kept connections. The HTTP session is made at the first request."""
 
-    def __init__(self, source: AccessSource, timeout: float = 30.0) -> None:
+    def __init__(
+        self, source: AccessSource, timeout: float = 30.0, *, body_limit_bytes: int = BODY_LIMIT_BYTES
+    ) -> None:
         self._source = source
         self._timeout = timeout
+        self._body_limit_bytes = body_limit_bytes  # of an answer, decompressed; watches have a limit of each line
         self._session: aiohttp.ClientSession | None = None
         self._renew = False
 
@@ -248,9 +253,11 @@ class ApiClient:
         async with self._open(method, path, params or {}, limits, data, content_type) as response:
             async for chunk in response.content.iter_any():
                 answer += chunk
-                if len(answer) > BODY_LIMIT_BYTES:
+                if len(answer) > self._body_limit_bytes:
                     raise ApiError(
-                        ApiReason.MALFORMED, f"{method} {path} answers more than {BODY_LIMIT_BYTES >> 20} MiB"
+                        ApiReason.MALFORMED,
+                        f"{method} {path} answers more than {self._body_limit_bytes >> 20} MiB; check that the address "
+                        "is a Kubernetes API server's",
                     )
         return bytes(answer)
 
@@ -369,7 +376,13 @@ def decode(data: bytes | msgspec.Raw, kind: type[T], where: str) -> T:
     """One object out of an answer's body. Raises ApiError."""
     try:
         return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        data = shallow(bytes(data))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise malformed(where, error) from error
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(where, error) from error
 
 
@@ -412,7 +425,7 @@ def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> ApiErro
     reason = reason_of(response.status)
     try:
         message = msgspec.json.decode(body, type=Status).message
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         message = body[:200].decode("utf-8", "replace")
     cure = _CURES.get(reason, "look at the API server's log")
     after = response.headers.get("Retry-After", "")
@@ -431,7 +444,7 @@ class _Tls(Protocol):
 
 
 def _tls_of(found: _Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=found.ssl_ca_cert)
+    context = client_context(found.ssl_ca_cert)
     if found.cert_file:
         context.load_cert_chain(found.cert_file, found.key_file)
     if not found.verify_ssl:  # insecure-skip-tls-verify in the file

@@ -45,16 +45,18 @@ class ClaimLookup:
         for uid in [uid for uid in wanted if uid not in self._known][:_AT_ONCE]:
             namespace, name = wanted[uid]
             path = f"{self._base}/{namespace}/resourceclaims/{name}"
+            # Stands where this is cancelled, too: a server that is too slow is left alone like one that refuses.
+            self._not_before_ns = self._clock.monotonic_ns() + round(_REFUSED_SECONDS * 1e9)
             try:
                 claim = decode(await self._api.get(path), ResourceClaim, path)
             except ApiError as error:
-                if error.reason is ApiReason.NOT_FOUND:
-                    self._known[uid] = None
-                    continue
-                self._on_error(error)
-                self._not_before_ns = self._clock.monotonic_ns() + round(_REFUSED_SECONDS * 1e9)
-                return
-            self._known[uid] = facts_of(claim) if claim.metadata.uid == uid else None
+                if error.reason is not ApiReason.NOT_FOUND:
+                    self._on_error(error)
+                    return
+                self._known[uid] = None
+            else:
+                self._known[uid] = facts_of(claim) if claim.metadata.uid == uid else None
+            self._not_before_ns = 0
 
 
 def facts_of(claim: ResourceClaim) -> ClaimFacts:

@@ -20,6 +20,7 @@ _ACCELERATORS: Final = re.compile(
     r"^(nvidia\.com/(gpu|mig-|pgpu|vgpu)|amd\.com/gpu|gpu\.intel\.com/|intel\.com/gpu|google\.com/tpu|habana\.ai/|"
     r"aws\.amazon\.com/neuron|deviceclass\.resource\.kubernetes\.io/|metax-tech\.com/gpu|huawei\.com/Ascend)"
 )
+_DIGITS: Final = 19  # of an int64; Python refuses to read more than 4,300
 IMPLICIT_PREFIX: Final = "deviceclass.resource.kubernetes.io/"  # every class stands for such a resource of its name
 
 EVENT_REASONS: Final = (
@@ -76,8 +77,13 @@ def _limits(container: objects.Container) -> dict[str, int]:
     return {
         name: number
         for name, text in limits.items()
-        if is_extended_resource(name) and str(text).isdecimal() and (number := int(text)) > 0
+        if is_extended_resource(name) and (number := _count(str(text))) > 0
     }
+
+
+def _count(text: str) -> int:
+    """A quantity that is a whole number, as those of extended resources are; 0 for others."""
+    return int(text) if len(text) <= _DIGITS and text.isdecimal() else 0
 
 
 def pod_matters(pod: objects.Pod) -> bool:

@@ -90,7 +90,7 @@ class _LeaseObject:
         lease = decode(body, Lease, self.path)
         try:
             return _Found(lease=lease, raw=msgspec.json.decode(body, type=dict[str, Any]))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise malformed(self.path, error) from error
 
 

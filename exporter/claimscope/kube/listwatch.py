@@ -22,6 +22,7 @@ import msgspec
 
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, ApiReason, Params, decode, reason_of
+from claimscope.kube.depth import shallow
 from claimscope.kube.objects import ListMeta, Meta, RawList, Status, Versioned, WatchLine
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _REFUSED_FACTOR: Final = 60.0  # who may not read, or reads what is not there, a
 _LONGEST_REFUSED_SECONDS: Final = 300.0
 _QUIET_SECONDS: Final = 30.0  # a watch that is this late with its end is dead
 _LASTED_SECONDS: Final = 10.0  # a watch that was open for so long did work
+_TEXT_CHARACTERS: Final = 600  # of a name, an error or a message; a qualified name has 317 at most
 _STUCK: Final = 3  # failures of a watch from one version before everything is listed again
 # The server keeps a list's version for five minutes; where pages take longer, fewer and larger ones do not.
 _PAGE_SIZES: Final = (500, 5_000, None)
@@ -239,8 +241,8 @@ class ListWatch(Generic[T]):
         body = await self._api.get(self._path, {**self._params, **params})
         try:
             page = self._pages.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return self._page_in_parts(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._page_in_parts(shallow(body))
         return self._wanted(page.items or []), page.metadata
 
     def _page_in_parts(self, body: bytes) -> tuple[list[T], ListMeta]:
@@ -249,7 +251,7 @@ class ListWatch(Generic[T]):
         for item in raw.items or ():
             try:
                 entry = msgspec.json.decode(item, type=self._kind)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 found = _meta_of(item)
                 self._unreadable.add(_name(found))
                 self._undecodable(found, error)
@@ -323,8 +325,8 @@ class ListWatch(Generic[T]):
 
     def _take(self, line: bytes) -> None:
         try:
-            event = self._events.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            event = self._decoded(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._take_other(line, error)
             return
         if event.type not in _CHANGES:
@@ -333,6 +335,12 @@ class ListWatch(Generic[T]):
         entry = event.object
         self._apply(entry, event.type)
         self._went_on(entry.metadata.resource_version)
+
+    def _decoded(self, line: bytes) -> _Event[T]:
+        try:
+            return self._events.decode(line)
+        except RecursionError:
+            return self._events.decode(shallow(line))
 
     def _apply(self, entry: T, change: str) -> None:
         present = change != "DELETED" and (self._keep is None or self._keep(entry))
@@ -360,7 +368,8 @@ class ListWatch(Generic[T]):
         if event.type == "ERROR":
             status = decode(event.object, Status, self._path)
             raise _WatchError(
-                reason_of(status.code), f"the watch on {self._path} ended with {status.code}: {status.message}"
+                reason_of(status.code),
+                f"the watch on {self._path} ended with {status.code}: {_shown(status.message)}",
             )
         found = _meta_of(event.object)
         if event.type == "BOOKMARK":
@@ -449,8 +458,8 @@ class ListWatch(Generic[T]):
             self._stuck, self._version, self._gone = 0, None, True
 
     def _undecodable(self, found: Versioned, error: Exception) -> None:
-        where = f"{found.metadata.namespace}/{found.metadata.name}".lstrip("/") or "an object without a name"
-        text = f"{where} of {self._path} is left out, since it cannot be decoded: {error}"
+        where = _shown(f"{found.metadata.namespace}/{found.metadata.name}".lstrip("/")) or "an object without a name"
+        text = f"{where} of {self._path} is left out, since it cannot be decoded: {_shown(str(error))}"
         self._status.undecodable += 1
         if not self._told_undecodable:
             log.warning("%s; further ones are only counted", text)
@@ -461,8 +470,13 @@ class ListWatch(Generic[T]):
 def _meta_of(raw: msgspec.Raw) -> Versioned:
     try:
         return msgspec.json.decode(raw, type=Versioned)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Versioned()
+
+
+def _shown(text: str) -> str:
+    """Text of the other side, fit for a log."""
+    return "".join(char if char.isprintable() else " " for char in text[:_TEXT_CHARACTERS])
 
 
 def _name(entry: ApiObject | Versioned) -> str:

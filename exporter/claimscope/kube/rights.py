@@ -17,6 +17,7 @@ from claimscope.kube.api import ApiClient, decode
 _REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _DRA, _LEASES = "resource.k8s.io", "coordination.k8s.io"
 OWN: Final = "own"  # the namespace that claimscope runs in
+ELECTION: Final = "election"  # the name of the Lease by which a leader is elected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +29,15 @@ class Need:
     without: str  # what is missing then
     group: str = ""
     namespace: str = ""  # "" is everywhere
+    name: str = ""  # "" is any
     required: bool = False  # the part is of no use without it
 
     @property
     def title(self) -> str:
         """The resource as `kubectl auth can-i` takes it, and where."""
         name, slash, part = self.resource.partition("/")
-        where = f" in namespace {self.namespace}" if self.namespace else ""
+        where = f" {self.name}" if self.name else ""
+        where += f" in namespace {self.namespace}" if self.namespace else ""
         return f"{name}.{self.group}{slash}{part}{where}" if self.group else f"{self.resource}{where}"
 
 
@@ -97,8 +100,12 @@ CONTROLLER: Final = (
         without="what the claim controller, the scheduler and kubelets say about pods is unknown",
     ),
     Need(
-        verbs=("get", "list", "watch", "create", "update", "patch"), group=_LEASES, resource="leases", namespace=OWN,
+        verbs=("get", "list", "watch", "create", "patch"), group=_LEASES, resource="leases", namespace=OWN,
         without="no replica leads, and the agents are not heard", required=True,
+    ),
+    Need(
+        verbs=("update",), group=_LEASES, resource="leases", namespace=OWN, name=ELECTION, without="no replica leads",
+        required=True,
     ),
     Need(
         verbs=("list", "watch"), group=_DRA, resource="devicetaintrules",
@@ -118,6 +125,16 @@ CONTROLLER_NODE_TAINTS: Final = (
     Need(verbs=("get", "patch"), resource="nodes", without="no Node is tainted; the policy asks for it"),
 )
 
+_REVIEWS_WITHOUT: Final = "nobody is let in; --web-authorization=kubernetes asks for it"
+REVIEWS: Final = (
+    Need(
+        verbs=("create",), group="authentication.k8s.io", resource="tokenreviews", without=_REVIEWS_WITHOUT,
+    ),
+    Need(
+        verbs=("create",), group="authorization.k8s.io", resource="subjectaccessreviews", without=_REVIEWS_WITHOUT,
+    ),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denied:
@@ -135,12 +152,15 @@ class _Review(msgspec.Struct, frozen=True):
     status: _Status = _Status()
 
 
-async def missing(api: ApiClient, needs: Iterable[Need], own_namespace: str) -> tuple[Denied, ...]:
-    """What whoever asks may not do. Raises ApiError."""
+async def missing(
+    api: ApiClient, needs: Iterable[Need], own_namespace: str, election: str = ""
+) -> tuple[Denied, ...]:
+    """What whoever asks may not do. `election` is the name of the leader's Lease. Raises ApiError."""
     found: list[Denied] = []
     for need in needs:
         place = own_namespace if need.namespace == OWN else need.namespace
-        need = dataclasses.replace(need, namespace=place) if place != need.namespace else need
+        name = election if need.name == ELECTION else need.name
+        need = dataclasses.replace(need, namespace=place, name=name)
         verbs = [verb for verb in need.verbs if not await _may(api, need, verb)]
         if verbs:
             found.append(Denied(need=need, verbs=tuple(verbs)))
@@ -151,7 +171,7 @@ async def _may(api: ApiClient, need: Need, verb: str) -> bool:
     resource, _, subresource = need.resource.partition("/")
     attributes = {
         "verb": verb, "group": need.group, "resource": resource, "subresource": subresource,
-        "namespace": need.namespace,
+        "namespace": need.namespace, "name": need.name,
     }
     review = {
         "apiVersion": "authorization.k8s.io/v1",

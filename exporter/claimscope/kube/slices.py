@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
 from claimscope.clock import Clock
 from claimscope.kube.api import ApiClient, ApiError, discover
-from claimscope.kube.listwatch import ListWatch
+from claimscope.kube.listwatch import FIRST_WAIT_SECONDS, BackOff, ListWatch
 from claimscope.kube.objects import Attribute, AttributeValue, DeviceSpec, ResourceSlice
 from claimscope.kube.structs import SliceDevice
 
@@ -91,12 +92,13 @@ async def watch_slices(
     on_error: Callable[[ApiError], None],
     on_heard: Callable[[], None] | None = None,
     *,
-    retry_seconds: float = 30.0,
-    first_wait_seconds: float = 0.5,
+    on_version: Callable[[str], None] | None = None,
+    first_wait_seconds: float = FIRST_WAIT_SECONDS,
 ) -> None:
     """Follows the ResourceSlices of `node` until it is cancelled; `on_devices` gets each new state, whole.
 
-    `on_heard` is called at each sign of life of the API server, news or not.
+    `on_heard` is called at each sign of life of the API server, news or not; `on_version` once, with the version that
+    the group is served in, so that nobody else need ask for it.
     """
     store = SliceStore()
     shown: tuple[SliceDevice, ...] | None = None
@@ -116,7 +118,7 @@ async def watch_slices(
         store.change(entry, exists)
         show()
 
-    wait, failed = first_wait_seconds, False
+    back_off, failed = BackOff(first_wait_seconds, random.random), False
     while True:
         try:
             version = await discover(api, GROUP, VERSIONS, "resourceslices")
@@ -126,8 +128,9 @@ async def watch_slices(
                 log.warning("no ResourceSlices: %s", error)
             failed = True
             on_error(error)
-            await asyncio.sleep(max(wait, min(error.retry_after_seconds or 0.0, retry_seconds)))
-            wait = min(wait * 2, retry_seconds)
+            await asyncio.sleep(back_off.next_seconds(error))
+    if on_version is not None:
+        on_version(version)
     await ListWatch(
         api,
         f"/apis/{GROUP}/{version}/resourceslices",

@@ -76,6 +76,25 @@ _ROWS = (
     _row("scrape_seconds_total", _COUNTER, "Time between a scrape's arrival and its last byte.", unit=_SECONDS),
     _row("render_seconds_total", _COUNTER, "Time spent making expositions.", unit=_SECONDS),
     _row("scrape_response_bytes", _GAUGE, "Size of the newest exposition before compression.", unit=Unit.BYTES),
+    _row("reviews_total", _COUNTER,
+         "Questions to the API server who a caller is (token) and what they may do (access), by what came of them; "
+         "shed: unknown tokens, or namespaces of one user, that were too many to ask about. Only with "
+         "--web-authorization=kubernetes.",
+         "review", "result"),
+    _row("web_connections", _GAUGE, "Connections to the web server that are open now."),
+    _row("web_connections_cut_total", _COUNTER,
+         "Connections that the web server ended: TLS that was not agreed on (handshake), a request's head or an answer "
+         "that took too long (head, answer), too many bytes (size), or one of too many: the oldest idle or unread "
+         "(evicted), or the new one (full).", "reason"),
+    _row("web_requests_refused_total", _COUNTER,
+         "Requests that the web configuration file refuses: no or a wrong certificate or password, too many passwords "
+         "to check (crowded), or above rate_limit (rate).", "reason"),
+    _row("web_config_last_reload_successful", _GAUGE,
+         "1 while the web configuration in force is what its file and the files that it names say now."),
+    _row("web_config_last_reload_success_timestamp_seconds", _GAUGE,
+         "Unix time at which the web configuration in force was taken.", unit=_SECONDS),
+    _row("web_certificate_expiry_timestamp_seconds", _GAUGE,
+         "Unix time until which the web server's certificate is valid.", unit=_SECONDS),
     _row("series", _GAUGE, "Series in this answer, by layer.", "layer"),
 )
 

@@ -128,6 +128,33 @@ _ROWS = (
     _counter("scrape_seconds_total", "Time between a scrape's arrival and its last byte.", unit=Unit.SECONDS),
     _counter("render_seconds_total", "Time spent making expositions.", unit=Unit.SECONDS),
     _gauge("scrape_response_bytes", "Size of the newest exposition before compression.", unit=Unit.BYTES),
+    _counter(
+        "reviews_total",
+        "Questions to the API server who a caller is (token) and what they may do (access), by what came of them; "
+        "shed: unknown tokens, or namespaces of one user, that were too many to ask about. Only with "
+        "--web-authorization=kubernetes.",
+        "review", "result",
+    ),
+    _gauge("web_connections", "Connections to the web server that are open now."),
+    _counter(
+        "web_connections_cut_total",
+        "Connections that the web server ended: TLS that was not agreed on (handshake), a request's head or an answer "
+        "that took too long (head, answer), too many bytes (size), or one of too many: the oldest idle or unread "
+        "(evicted), or the new one (full).",
+        "reason",
+    ),
+    _counter(
+        "web_requests_refused_total",
+        "Requests that the web configuration file refuses: no or a wrong certificate or password, too many passwords "
+        "to check (crowded), or above rate_limit (rate).",
+        "reason",
+    ),
+    _gauge("web_config_last_reload_successful", "1 while the web configuration in force is what its file and the files"
+           " that it names say now."),
+    _gauge("web_config_last_reload_success_timestamp_seconds", "Unix time at which the web configuration in force was"
+           " taken.", unit=Unit.SECONDS),
+    _gauge("web_certificate_expiry_timestamp_seconds", "Unix time until which the web server's certificate is valid.",
+           unit=Unit.SECONDS),
     _gauge("series", "Series in this answer, by layer.", "layer"),
 )
 

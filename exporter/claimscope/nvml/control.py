@@ -89,7 +89,7 @@ def answer(line: bytes, controls: Controls, health: HealthControls | None = None
     """Carries out one line and says what came of it."""
     try:
         request = msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return {"ok": False, "error": f'not a request: {error}; send one line such as {{"command": "status"}}'}
     match request.command:
         case "release":

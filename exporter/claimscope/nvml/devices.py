@@ -130,7 +130,7 @@ class Devices:
         settings = self._settings
         self._mark(-1, "import")
         if self._library is None:
-            self._library = library.load(settings.library)
+            self._library = library.load(settings.library, settings.driver_root)
         path = self._library.path
         self._mark(-1, "nvmlInitWithFlags")
         library.initialise(self._library)

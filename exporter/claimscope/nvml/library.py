@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pynvml
 
+from claimscope.nvml.driver_root import DIRECTORIES, LIBRARY, find_library
+
 Handle: TypeAlias = Any  # what pynvml gives for a device, an event set or a sample; pynvml has no types
 
-DEFAULT_NAME = "libnvidia-ml.so.1"
+DEFAULT_NAME = LIBRARY
 
 # nvmlReturn_t, nvml.h
 SUCCESS = 0
@@ -75,8 +78,10 @@ class Library:
         return self.found[symbol]
 
 
-def load(path: str | None) -> Library:
+def load(path: str | None, driver_root: str | None = None) -> Library:
     """Loads the library and makes pynvml use it; initialises nothing."""
+    if path is None and driver_root is not None:
+        path = _under(driver_root)
     name = path or DEFAULT_NAME
     try:
         loaded = ctypes.CDLL(name)
@@ -86,7 +91,7 @@ def load(path: str | None) -> Library:
         raise LibraryError(
             LIBRARY_NOT_FOUND,
             f"no usable NVML library {where}: {error}. Install the NVIDIA driver, run the container with the NVIDIA "
-            "runtime (capability utility), or name the file with --nvml-library.",
+            "runtime (capability utility) or as docs/install.md says, or name the file with --nvml-library.",
         ) from error
     if not hasattr(loaded, "nvmlInitWithFlags"):
         raise LibraryError(
@@ -97,6 +102,20 @@ def load(path: str | None) -> Library:
     pynvml.nvmlLib = loaded
     pynvml._nvmlGetFunctionPointer_cache.clear()  # pointers into a library that was loaded before
     return Library(path=name, hot=hot)
+
+
+def _under(driver_root: str) -> str:
+    root = Path(driver_root)
+    found = find_library(root)
+    if found is not None:
+        return str(found)
+    what = f"no {LIBRARY} in {', '.join(DIRECTORIES[1:])} of it" if root.is_dir() else "no such directory"
+    raise LibraryError(
+        LIBRARY_NOT_FOUND,
+        f"--driver-root {driver_root}: {what}. Mount there the root of the driver that runs on the node: "
+        "/run/nvidia/driver with the GPU Operator's driver container, / with a driver on the host, "
+        "/home/kubernetes/bin/nvidia on GKE; it is tried again by itself.",
+    )
 
 
 def explain(code: int, path: str) -> str:

@@ -35,7 +35,8 @@ def is_unnamed(uuid: str) -> bool:
 class Settings(msgspec.Struct, frozen=True, kw_only=True, tag="settings"):
     """First message to the sampler: everything it needs to know."""
 
-    library: str | None = None  # path of libnvidia-ml.so.1; None: where the dynamic linker finds it
+    library: str | None = None  # path of libnvidia-ml.so.1; None: under the driver root
+    driver_root: str | None = None  # None: where the dynamic linker finds it
     sampling_hz: float = 10.0
     gpm_hz: float = 1.0
     window_seconds: float = 1.0

@@ -1,0 +1,1 @@
+"""One node's agent: sampler and kubelet in, accounts in the middle, Snapshots out."""
