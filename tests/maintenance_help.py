@@ -53,7 +53,7 @@ class NodeAgent:
         return dict(found["metadata"].get("annotations") or {})
 
     def restart(self) -> None:
-        """As agent.py begins: NVML is not taken up before it is known what is asked, and what was answered."""
+        """As the agent begins: NVML is not taken up before it is known what is asked, and what was answered."""
         self.nvml = FakeNvml()
         self.responder = Responder(self.nvml)
         notes = self.notes()

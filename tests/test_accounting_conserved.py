@@ -229,7 +229,7 @@ rounds = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(hold_sets(), st.lists(rounds, min_size=6, max_size=20))
 def test_holders_and_the_rest_equal_the_device(holds: list[Hold], life: list[Round]) -> None:
     machine = Machine()

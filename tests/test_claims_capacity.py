@@ -321,7 +321,7 @@ def _do(cluster: Cluster, step: tuple[str, int, int, bool]) -> None:
             cluster.apply("deviceclasses", a_class(f"class-{first}", _CLASSES[second]), present)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(_STEPS)
 def test_states_exclude_each_other_and_add_up(steps: list[tuple[str, int, int, bool]]) -> None:
     cluster, capacity, selectors = Cluster(), Capacity(), Selectors.in_process()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claimscope.claims.cluster import Change, Cluster, PodClaim, claims_of, rule_selects
@@ -314,6 +314,7 @@ def _replay(stream: list[Arrival]) -> Cluster:
     return cluster
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_any_order_across_kinds_any_repetition_and_any_relist_end_alike(data: st.DataObject) -> None:
     by_kind: dict[str, list[Arrival]] = {}

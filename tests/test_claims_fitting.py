@@ -278,7 +278,7 @@ def draws(facts: DeviceFacts) -> int:
     return sum(int(counter.value) for use in facts.consumes for counter in (use.counters or {}).values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(clusters(), specs())
 def test_an_allocation_keeps_every_rule(known: Cluster, wanted: dict[str, Any]) -> None:
     parsed = claim_spec(wanted)
@@ -334,7 +334,7 @@ def on_node(name: str) -> objects.NodeSelector:
 RACKS = st.sampled_from(["r1", "r2"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(clusters(), specs(), st.data())
 def test_what_is_kept_from_before_changes_no_answer(
     known: Cluster, wanted: dict[str, Any], data: st.DataObject

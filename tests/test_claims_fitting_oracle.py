@@ -274,7 +274,7 @@ def asks(draw: st.DrawFn) -> list[Ask]:
     return found
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(gpus(), asks())
 def test_devices_are_found_exactly_where_there_are_some(there: list[Gpu], wanted: list[Ask]) -> None:
     found = allocate(cluster({"n1": there}), ByKind(), [claim_spec(asked(ask)) for ask in wanted], "n1")
@@ -282,7 +282,7 @@ def test_devices_are_found_exactly_where_there_are_some(there: list[Gpu], wanted
     assert (found.chosen is not None) == (found.stage is Stage.FITS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(gpus(), asks())
 def test_what_is_chosen_keeps_every_rule(there: list[Gpu], wanted: list[Ask]) -> None:
     found = allocate(cluster({"n1": there}), ByKind(), [claim_spec(asked(ask)) for ask in wanted], "n1")
@@ -305,7 +305,7 @@ def test_what_is_chosen_keeps_every_rule(there: list[Gpu], wanted: list[Ask]) ->
     assert roomy(picks)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(gpus(), min_size=1, max_size=3), asks())
 def test_the_survey_says_how_far_the_best_node_gets(there: list[list[Gpu]], wanted: list[Ask]) -> None:
     nodes = {f"n{number}": each for number, each in enumerate(there)}

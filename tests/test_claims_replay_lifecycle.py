@@ -164,7 +164,7 @@ def _like_after_restart(states: dict[str, str]) -> dict[str, str]:
     return {name: "pending" if state == "released" else state for name, state in states.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, len(NEWS) - 1))
 def test_a_restart_at_any_moment_repeats_and_invents_nothing(cut: int) -> None:
     before = Replay().feed(NEWS[:cut])
@@ -179,7 +179,7 @@ def test_a_restart_at_any_moment_repeats_and_invents_nothing(cut: int) -> None:
     assert added == timed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(choices=st.lists(st.booleans(), max_size=len(NEWS)))
 def test_the_two_watches_in_any_order(choices: list[bool]) -> None:
     claims = [arrival for arrival in NEWS if arrival.kind == "resourceclaims"]
@@ -194,7 +194,7 @@ def test_the_two_watches_in_any_order(choices: list[bool]) -> None:
     assert replay.counts() == whole().counts()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(gap=st.tuples(st.integers(0, len(NEWS)), st.integers(0, len(NEWS))))
 def test_a_relist_after_any_gap_ends_in_the_same_states(gap: tuple[int, int]) -> None:
     begin, end = sorted(gap)

@@ -308,7 +308,7 @@ MEMORISED = [
 
 
 @given(st.lists(devices, min_size=2, max_size=8), st.sampled_from(MEMORISED))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_remembered_is_what_would_be_evaluated(found: list[DeviceFacts], expression: str) -> None:
     remembered = [REMEMBERING.match(expression, device) for device in found]
     evaluated = [EVALUATOR.evaluate(expression, [content(device)]).outcomes[0] for device in found]

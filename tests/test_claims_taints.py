@@ -366,7 +366,7 @@ def test_each_of_them_at_its_moment() -> None:
     assert [count(seconds) for seconds in (26.0, 27.0, 170.0, 177.0, 182.0)] == [0, 1, 1, 1, 2]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 60), min_size=1))
 def test_however_many_events_are_taken_at_once(sizes: list[int]) -> None:
     made = replay(())

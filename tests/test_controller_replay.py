@@ -255,7 +255,7 @@ async def test_from_any_cut_the_end_is_the_same(cut: float) -> None:
     assert {name: "pending" if state == "released" else state for name, state in states(late).items()} == seen
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 async def test_order_across_kinds_and_repetition_change_nothing(data: st.DataObject) -> None:
     full = await whole().at(185)
@@ -281,7 +281,7 @@ async def test_order_across_kinds_and_repetition_change_nothing(data: st.DataObj
     assert without_violations(counts(mixed)) == without_violations(counts(full))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 3), st.booleans()), min_size=1, max_size=12))
 async def test_repetition_and_lists_without_a_gap_change_nothing(steps: list[tuple[int, int, bool]]) -> None:
     full = await whole().at(185)
@@ -298,7 +298,7 @@ async def test_repetition_and_lists_without_a_gap_change_nothing(steps: list[tup
     assert counts(repeated) == counts(full)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, len(arrivals())), min_size=2, max_size=8, unique=True))
 async def test_gaps_count_nothing_twice(borders: list[int]) -> None:
     full = await whole().at(185)

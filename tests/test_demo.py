@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import taints_bench
 from claimscope import demo
-from claimscope.agent import run as run_agent
+from claimscope.agent.wiring import run as run_agent
 from claimscope.claims.drift import DEVICES_ANNOTATION, DevicesEntry
 from claimscope.clock import SystemClock
 from claimscope.config import PROFILES, Config
@@ -186,6 +186,10 @@ async def test_the_controller_serves_the_cause_that_was_set_up_for_each_pod() ->
     assert said.decode() == ""
 
 
+# Of short jobs that come and go meanwhile, and of what is not yet judged.
+_ON_THEIR_WAY = ("scheduling", "preparing", "unknown", "not_retried")
+
+
 async def _reasons(url: str, controller: asyncio.subprocess.Process) -> dict[str, str]:
     """Pods that wait, by cause, as soon as all of them are judged; those on their way are left out."""
     settled: dict[str, str] = {}
@@ -195,11 +199,15 @@ async def _reasons(url: str, controller: asyncio.subprocess.Process) -> dict[str
             with contextlib.suppress(aiohttp.ClientError):
                 async with web.get(url) as response:
                     text = await response.text()
-                settled = {
+                found = {
                     f"{sample.labels['namespace']}/{sample.labels['pod']}": sample.labels["reason"]
                     for family in text_string_to_metric_families(text)
                     for sample in family.samples
                     if sample.name == "dra_claim_pending_reason"
-                    and sample.labels["reason"] not in ("scheduling", "preparing", "unknown", "not_retried")
+                }
+                settled = {
+                    pod: reason
+                    for pod, reason in found.items()
+                    if reason not in _ON_THEIR_WAY and (pod in REASONS or reason != "claim_not_created")
                 }
     return settled

@@ -633,7 +633,7 @@ def _act(bench: Bench, action: str, index: int) -> None:
 
 _STEPS = st.lists(st.tuples(_ACTIONS, st.integers(0, 2)), max_size=25)
 _SETTINGS = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

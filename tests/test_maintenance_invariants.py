@@ -235,6 +235,6 @@ def test_whatever_happens_a_node_is_ready_only_when_nothing_uses_it_and_nothing_
     run_state_machine_as_test(
         Maintenance,
         settings=settings(
-            max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=25, stateful_step_count=30, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -311,7 +311,7 @@ SELECTORS = st.sampled_from(["", "l=0", "l!=0", "l in (0,1)", "!l"])
 
 
 @given(WRITES, st.integers(0, 40), SELECTORS, st.sampled_from(["", "ml"]), st.integers(1, 50))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_list_and_watch_from_any_version_end_in_the_same_state(
     writes: list[tuple[str, str, str, str]], cut: int, selector: str, namespace: str, history: int
 ) -> None:
@@ -346,7 +346,7 @@ def test_list_and_watch_from_any_version_end_in_the_same_state(
 
 
 @given(st.sets(st.text("abc", min_size=1, max_size=3), max_size=12), st.integers(1, 5), SELECTORS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pages_add_up_to_the_list(objects: set[str], limit: int, selector: str) -> None:
     store = Store([RESOURCE_SLICES], on_change=lambda _: None)
     for name in objects:

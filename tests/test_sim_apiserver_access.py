@@ -76,7 +76,8 @@ async def test_rights_of_a_token() -> None:
     reader = User(
         name="reader", uid="7", denied=frozenset({("list", "resource.k8s.io", "resourceclaims"), ("*", "", "*")})
     )
-    async with serving(users={"t": reader}) as (_, client):
+    operator = User(name="operator", audiences=("claimscope",), extra={"example.com/role": ("a", "b")})
+    async with serving(users={"t": reader, "o": operator}) as (_, client):
         status, answer = await client.ask("GET", ALL_CLAIMS, token="t")
         assert (status, answer["message"], answer["details"]) == (
             403,
@@ -100,15 +101,48 @@ async def test_rights_of_a_token() -> None:
             {
                 "authenticated": True,
                 "user": {"username": "reader", "groups": ["system:authenticated"], "uid": "7"},
+                "audiences": ["https://kubernetes.default.svc.cluster.local"],
             },
         )
+        asked = {"token": "o", "audiences": ["other", "claimscope"]}
+        _, answer = await client.ask("POST", review, {"spec": asked}, token="t")
+        assert answer["status"] == {
+            "authenticated": True,
+            "user": {
+                "username": "operator", "groups": ["system:authenticated"], "extra": {"example.com/role": ["a", "b"]},
+            },
+            "audiences": ["claimscope"],
+        }
+        _, answer = await client.ask("POST", review, {"spec": {"token": "o"}}, token="t")
+        assert answer["status"]["error"] == (
+            "[invalid bearer token, token audiences [claimscope] is invalid for the target audiences "
+            "[https://kubernetes.default.svc.cluster.local]]"
+        )
+        assert (await client.ask("GET", "/version", token="o"))[0] == 401  # such a token is not for the API server
+        who = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        status, answer = await client.ask("POST", who, {}, token="t")
+        assert (status, answer["status"]["userInfo"]["username"]) == (201, "reader")
         _, answer = await client.ask("POST", review, {"spec": {"token": "x"}}, token="t")
         assert answer["status"] == {"user": {}, "error": "[invalid bearer token, token lookup failed]"}
 
 
+async def test_who_reviews_others_needs_the_right_to() -> None:
+    user = User(name="me", denied=frozenset({("create", "*", "*")}))
+    async with serving(users={"t": user}) as (_, client):
+        for group, plural in (("authentication", "tokenreviews"), ("authorization", "subjectaccessreviews")):
+            path = f"/apis/{group}.k8s.io/v1/{plural}"
+            status, answer = await client.ask("POST", path, {"spec": {"token": "t"}}, token="t")
+            assert (status, answer["message"]) == (
+                403,
+                f'{plural}.{group}.k8s.io is forbidden: User "me" cannot create resource "{plural}" in API group '
+                f'"{group}.k8s.io" at the cluster scope',
+            )
+
+
 async def test_access_reviews() -> None:
     def rule(user: User, asked: Asked) -> bool:
-        return (user.name == "prometheus" and asked.path == "/metrics") or asked.resource == "pods"
+        reviews = user.name == "me" and asked.verb == "create" and asked.resource == "subjectaccessreviews"
+        return reviews or (user.name == "prometheus" and asked.path == "/metrics") or asked.resource == "pods"
 
     async with serving(users={"t": User(name="me")}, rule=rule) as (_, client):
         answers = []

@@ -114,7 +114,7 @@ def test_the_controller_gives_each_waiting_pod_the_cause_that_was_set_up(
     waits = Waiting().waits(cluster, selectors, lifecycle.views, ORIGIN + at)
 
     found = {f"{wait.namespace}/{wait.pod}": wait.diagnosis.reason for wait in waits}
-    in_passing = {PendingReason.SCHEDULING, PendingReason.NOT_RETRIED, PendingReason.PREPARING}  # short jobs on their way
+    in_passing = {PendingReason.SCHEDULING, PendingReason.NOT_RETRIED, PendingReason.PREPARING}
     assert {pod: reason for pod, reason in found.items() if reason not in in_passing} == REASONS
 
 
@@ -153,7 +153,7 @@ def test_pods_have_owners_and_labels_that_name_their_workload(state: ClusterStat
     assert {"Job", "RayJob", "Deployment", "DaemonSet", "StatefulSet", "InferenceService", "Model"} <= kinds
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.floats(min_value=0.0, max_value=900.0))
 def test_no_device_is_allocated_twice_at_any_time(at: float) -> None:
     found = shared_state().objects(at)
@@ -166,7 +166,7 @@ def test_no_device_is_allocated_twice_at_any_time(at: float) -> None:
     assert [device for device, count in holders.items() if count > 1] == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.floats(min_value=0.0, max_value=900.0), node=st.integers(min_value=0, max_value=2))
 def test_whatever_a_kubelet_shows_is_allocated_and_reserved_in_the_api(at: float, node: int) -> None:
     name, profile = DEFAULT_NODES[node]
@@ -182,7 +182,7 @@ def test_whatever_a_kubelet_shows_is_allocated_and_reserved_in_the_api(at: float
             )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(at=st.floats(min_value=0.0, max_value=900.0))
 def test_every_object_is_what_its_kind_says(at: float) -> None:
     for (plural, namespace, name), obj in shared_state().objects(at).items():

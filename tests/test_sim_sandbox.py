@@ -17,7 +17,7 @@ from claimscope.sim.sandbox import child, work_directory
 DEMO = """
 import asyncio, sys
 from pathlib import Path
-from claimscope.cli import until_signal
+from claimscope.cli.signals import until_signal
 from claimscope.sim.sandbox import child, work_directory
 
 async def main():

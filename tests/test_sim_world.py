@@ -38,7 +38,7 @@ def test_the_order_of_questions_does_not_matter(profile: str) -> None:
 
 
 @pytest.mark.parametrize("profile", list(PROFILES))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(times=st.lists(st.floats(min_value=0, max_value=600, allow_nan=False), min_size=2, max_size=6).map(sorted))
 def test_counters_never_go_back(profile: str, times: list[float]) -> None:
     world = _world(profile)

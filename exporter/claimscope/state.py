@@ -198,7 +198,7 @@ def load(path: Path) -> Loaded:
         if version != VERSION:
             return _set_aside(path, f"it has version {version} and this agent reads version {VERSION}")
         return Loaded(state=msgspec.json.decode(body, type=JournalState))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _set_aside(path, str(error))
 
 

@@ -14,7 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final
 
-_PATTERN: Final = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?([a-zA-Z]*(?:[-+]?[0-9]+)?)", re.ASCII)
+# Possessive: thousands of digits before a wrong suffix would else be tried in every division.
+_PATTERN: Final = re.compile(r"([+-]?)([0-9]*+)(?:\.([0-9]*+))?([a-zA-Z]*+(?:[-+]?[0-9]++)?)", re.ASCII)
 _EXPONENT: Final = re.compile(r"[eE]([-+]?[0-9]{1,3})", re.ASCII)
 _DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
@@ -28,6 +29,8 @@ _BAD_FORMAT: Final = (
     "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
 )
 _BAD_SUFFIX: Final = "unable to parse quantity's suffix"
+_BAD_NUMBER: Final = "unable to parse numeric part of quantity"
+_DIGITS_MAX: Final = 3_000  # Python reads and writes no number of more than 4,300; an exponent adds up to 999
 
 
 class QuantityError(ValueError):
@@ -127,6 +130,8 @@ def _parse(text: str) -> Quantity:
     if found is None or not (found[2] or found[3]):
         raise QuantityError(_BAD_FORMAT)
     sign, whole, fraction, suffix = found[1], found[2] or "", found[3] or "", found[4]
+    if len(whole) + len(fraction) > _DIGITS_MAX:
+        raise QuantityError(_BAD_NUMBER)
     factor, written = _scale(suffix)
     amount = Fraction(int(whole + fraction or "0"), 10 ** len(fraction)) * factor
     amount = Fraction(math.ceil(amount * _NANO), _NANO)  # nothing is smaller than 1n

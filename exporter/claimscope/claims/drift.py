@@ -72,7 +72,7 @@ def devices_of(text: str) -> list[DevicesEntry] | None:
     """What an annotation says; None where it cannot be read."""
     try:
         return _ENTRIES.decode(text)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 
 
@@ -128,7 +128,7 @@ def _node_of(lease: Lease) -> str:
 def _read(key: Key, node: str, text: str) -> Counter[_Fact]:
     try:
         entries = _ENTRIES.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         log.warning(
             "annotation %s of lease %s cannot be read (%s): the node's drift is judged by its slices alone; run the "
             "same version of agent and controller", DEVICES_ANNOTATION, key, error,

@@ -66,7 +66,7 @@ def journal_of(raw: bytes) -> HealthJournal | None:
         return None
     try:
         return msgspec.json.decode(raw, type=HealthJournal)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         logger.error("the journal's part about health is not usable, findings start anew: %s", error)
         return None
 

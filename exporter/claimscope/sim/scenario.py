@@ -14,6 +14,7 @@ import msgspec
 
 from claimscope.sim.profiles import Profile
 from claimscope.sim.workloads import WORKLOADS
+from claimscope.yamlfile import ConfigError, read_values
 
 _VERSION = re.compile(r"_v[0-9]+$")
 _OWN_VERSIONS = frozenset({"nvmlDeviceGetFanSpeed_v2", "nvmlDeviceGetAttributes_v2"})
@@ -304,8 +305,10 @@ class ScenarioError(ValueError):
 def decode_scenario(text: str | bytes, where: str = "scenario") -> Scenario:
     """Reads a scenario from YAML."""
     try:
-        return msgspec.yaml.decode(text, type=Scenario)
-    except msgspec.DecodeError as error:
+        return msgspec.convert(read_values(text, where), type=Scenario)
+    except ConfigError as error:
+        raise ScenarioError(str(error)) from error
+    except msgspec.ValidationError as error:
         raise ScenarioError(f"{where}: {error}") from error
 
 

@@ -28,6 +28,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
+from claimscope.clienttls import client_context
 from claimscope.export.otlp.settings import GRPC, OtlpSettings, TlsFiles
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _signature(files: TlsFiles) -> Signature:
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=None if files.authorities is None else str(files.authorities))
+        context = client_context(None if files.authorities is None else str(files.authorities))
         if files.certificate is not None:
             context.load_cert_chain(str(files.certificate), None if files.key is None else str(files.key))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError

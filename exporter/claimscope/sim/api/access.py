@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from claimscope.sim.api.errors import bad_request, forbidden, unauthorized
+from claimscope.sim.api.errors import Refused, bad_request, forbidden, unauthorized
 from claimscope.sim.api.store import Kind
 
 REVIEWS: Final = {  # (group, version, plural) -> kind
     ("authentication.k8s.io", "v1", "tokenreviews"): "TokenReview",
+    ("authentication.k8s.io", "v1", "selfsubjectreviews"): "SelfSubjectReview",
     ("authorization.k8s.io", "v1", "subjectaccessreviews"): "SubjectAccessReview",
     ("authorization.k8s.io", "v1", "selfsubjectaccessreviews"): "SelfSubjectAccessReview",
 }
+API_AUDIENCE: Final = "https://kubernetes.default.svc.cluster.local"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class User:
     uid: str = ""
     groups: tuple[str, ...] = ("system:authenticated",)
     denied: frozenset[tuple[str, str, str]] = frozenset()
+    audiences: tuple[str, ...] = (API_AUDIENCE,)  # that the token is meant for
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class AccessTable:
         token = authorization.removeprefix("Bearer ") if authorization.startswith("Bearer ") else ""
         if not self.users:
             return User(name=token) if token else ANONYMOUS
-        if token not in self.users:
+        if token not in self.users or API_AUDIENCE not in self.users[token].audiences:
             raise unauthorized()
         return self.users[token]
 
@@ -75,12 +79,16 @@ class AccessTable:
             )
 
     def review(self, plural: str, asker: User, body: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was sent
-        """The status of a review."""
+        """The status of a review. Raises Refused."""
+        if plural == "selfsubjectreviews":
+            return {"userInfo": _info(asker)}
+        if not plural.startswith("self"):  # those of oneself are everybody's, by system:basic-user
+            self._check_review(asker, plural)
         spec = body.get("spec") if isinstance(body, dict) else None
         if not isinstance(spec, dict):
             raise bad_request("the body of the request is not a review with a spec")
         if plural == "tokenreviews":
-            return self._token(str(spec.get("token") or ""))
+            return self._token(str(spec.get("token") or ""), spec.get("audiences") or [])
         user = asker
         if plural == "subjectaccessreviews":
             name = str(spec.get("user") or "")
@@ -89,12 +97,33 @@ class AccessTable:
             return {"allowed": True}
         return {"allowed": False}
 
-    def _token(self, token: str) -> dict[str, Any]:
+    def _check_review(self, asker: User, plural: str) -> None:
+        group = next(key[0] for key in REVIEWS if key[2] == plural)
+        if not self.allowed(asker, Asked(verb="create", group=group, resource=plural)):
+            raise Refused(
+                403, "Forbidden",
+                f'{plural}.{group} is forbidden: User "{asker.name}" cannot create resource "{plural}" in API group '
+                f'"{group}" at the cluster scope',
+                {"group": group, "kind": plural},
+            )  # fmt: skip
+
+    def _token(self, token: str, asked: Sequence[str]) -> dict[str, Any]:
         user = self.users.get(token) if self.users else User(name=token) if token else None
         if user is None:
             return {"user": {}, "error": "[invalid bearer token, token lookup failed]"}
-        found: dict[str, Any] = {"username": user.name, "groups": list(user.groups)}
-        return {"authenticated": True, "user": {**found, "uid": user.uid} if user.uid else found}
+        meant = [audience for audience in user.audiences if audience in (asked or [API_AUDIENCE])]
+        if not meant:  # k8s.io/kubernetes/pkg/serviceaccount/jwt.go
+            wanted, has = " ".join(asked or [API_AUDIENCE]), " ".join(user.audiences)
+            why = f"token audiences [{has}] is invalid for the target audiences [{wanted}]"
+            return {"user": {}, "error": f"[invalid bearer token, {why}]"}
+        return {"authenticated": True, "user": _info(user), "audiences": meant}
+
+
+def _info(user: User) -> dict[str, Any]:
+    found: dict[str, Any] = {"username": user.name, "groups": list(user.groups)}
+    if user.extra:
+        found["extra"] = {name: list(values) for name, values in user.extra.items()}
+    return {**found, "uid": user.uid} if user.uid else found
 
 
 def _asked(spec: Mapping[str, Any]) -> Asked:

@@ -220,7 +220,7 @@ class SimApiServer:
         body = await _body(request)
         status = self.access.review(which[2], user, body)
         kind = {"kind": REVIEWS[which], "apiVersion": f"{which[0]}/{which[1]}", "metadata": {}}
-        return _json({**kind, "spec": body["spec"], "status": status}, 201)
+        return _json({**kind, **({"spec": body["spec"]} if "spec" in body else {}), "status": status}, 201)
 
     async def _resource(
         self, request: web.Request, user: User, group: str, version: str, rest: list[str]
@@ -230,7 +230,8 @@ class SimApiServer:
             namespace, rest = rest[1], rest[2:]
         kind = self.store.find(group, version, rest[0])
         name, subresource = (*rest[1:], "", "")[:2]
-        unknown_part = subresource and (subresource != "status" or not kind.status)
+        known_parts = {"": True, "status": kind.status, "scale": kind.scale and request.method == "PATCH"}
+        unknown_part = not known_parts.get(subresource, False)
         if len(rest) > 3 or unknown_part or (namespace and not kind.namespaced):
             raise apierrors.no_resource()
         if kind.namespaced and not namespace and (name or request.method != "GET"):

@@ -37,6 +37,7 @@ class Kind:
     namespaced: bool = False
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # field selector -> path in the object
     status: bool = True  # has /status, and other writes do not touch it
+    scale: bool = False  # has /scale, by which spec.replicas alone is patched; the answer is the whole object
     status_on_create: bool = False  # what a POST says of the status stands
     generation: bool = True  # metadata.generation counts changes of the spec
     immutable: bool = False  # the spec cannot be changed

@@ -42,7 +42,7 @@ class Target:
     kind: Kind
     namespace: str = ""
     name: str = ""
-    subresource: str = ""  # "" or "status"
+    subresource: str = ""  # "", "status" or "scale"
     manager: str = "unknown"
     dry_run: bool = False
     force: bool = False  # take over others' fields in a server-side apply
@@ -193,7 +193,11 @@ class Writes:
             )
         content = {name: value for name, value in content.items() if name not in ("kind", "apiVersion")}
         if target.subresource:
-            content = {**old, **({"status": content["status"]} if "status" in content else {})}
+            replicas = {"replicas": (content.get("spec") or {}).get("replicas")}
+            if target.subresource == "scale":
+                content = {**old, "spec": {**(old.get("spec") or {}), **replicas}}
+            else:
+                content = {**old, **({"status": content["status"]} if "status" in content else {})}
             meta = {**had, **({"managedFields": meta["managedFields"]} if managed else {})}
         elif kind.status:
             content = {**content, "status": old["status"]} if "status" in old else _without(content, "status")
