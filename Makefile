@@ -23,12 +23,15 @@ bench: setup tools ## benchmarks; writes docs/performance.md
 	@$(BIN)/python -m benchmarks
 golden: setup tools ## rewrite the expected files of the tests
 	@CLAIMSCOPE_UPDATE_GOLDEN=1 $(BIN)/pytest -k golden
-docs: setup ## rewrite the generated pages under docs/
-	@$(BIN)/python scripts/docs.py
+docs: setup ## rewrite the generated pages under docs/, and what follows from the Helm chart
+	@$(BIN)/python scripts/sbom.py
 	@$(BIN)/python -m alerts
 	@$(BIN)/python -m alerts.shortened
+	@$(BIN)/python -m alerts.chart
 	@$(BIN)/python -m alerts.runbooks
 	@$(BIN)/python -m dashboards
+	@$(BIN)/python scripts/manifests.py
+	@$(BIN)/python scripts/docs.py
 gpu: setup ## record and check NVML on a real GPU
 	@$(BIN)/python scripts/gpu.py
 clean: ## remove everything that can be made again

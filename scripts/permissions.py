@@ -25,10 +25,13 @@ own") is said by admission policies.
 | `rbac-controller.yaml` | with the controller |
 | `rbac-controller-node-taints.yaml` | with `node_taints: prefer` or `enforce`, or for maintenance of plugin nodes |
 | `rbac-agent-local.yaml` | instead of the controller, with `--taint-writer=local` |
+| `rbac-authorization.yaml` | with `--web-authorization=kubernetes` of either part |
+| `clusterroles-for-callers.yaml` | likewise; roles to bind to callers, see [authorization](authorization.md) |
 | `admission-policy.yaml` | always; needs Kubernetes 1.30 |
 
-The manifests are for the namespace `claimscope`. In another one, replace it in all of them, in the user names of the
-admission policies too: a policy that names another account than the pods run as never fires, and nothing says so.
+The Helm chart has the same, for any namespace and release; the files are rendered from it for the namespace
+`claimscope`. In another one without Helm, replace it in all of them, in the user names of the admission policies too: a
+policy that names another account than the pods run as never fires, and nothing says so.
 
 Neither part reads Secrets or ConfigMaps, executes in pods, or deletes more than one object at a time. Nothing is asked
 of the kubelet's API; its pod-resources socket is a mounted directory.
@@ -54,6 +57,32 @@ DeviceTaintRule exists. What differs:
 - The agent tells how fencing goes by `claimscope_agent_taint_*`.
 
 Do not run both: with a controller in the cluster, leave `--taint-writer` at its default.
+
+## To uninstall
+
+`helm uninstall` first runs `claimscope taints lift --all` in a Job, which does nothing where another release fences, or
+what Helm did not install (`helm template` prints the Job unless it is given `--no-hooks`): it may get the ClusterRole
+`claimscope-fencing`, which says whose the taints are. Its account `claimscope-uninstall` may scale the
+controller's Deployment and list pods of the namespace to see the last one go (with `--taint-writer=local`: delete the
+agents' DaemonSet), since what writes taints would put them up again; get, list and delete DeviceTaintRules; get, list
+and patch Nodes, and patch their status; get and patch the controller's two Leases. The admission policies hold it to
+what is ours, as they do the controller. Helm deletes account and rights when the Job has done its work. Where the Job
+fails they may stay, for the next try; after `helm uninstall --no-hooks`, which takes the policies away, delete them:
+
+```sh
+kubectl delete clusterrole,clusterrolebinding claimscope-uninstall --ignore-not-found
+kubectl --namespace claimscope delete job,serviceaccount,role,rolebinding claimscope-uninstall --ignore-not-found
+```
+
+## One release that fences
+
+All rules, taints and conditions of claimscope are one controller's: two of them would lift each other's, and
+uninstalling one would lift all. The ClusterRole `claimscope-fencing` has that name in every release, so that Helm
+refuses to install a second one that fences ("exists and cannot be imported into the current release"). Further
+releases, say for a pool of nodes whose GPUs are reached in another way, have agents alone (`controller.enabled=false`),
+or a controller that writes nothing (`rbac.fencing=false` with `controller.taintMode=observe`); uninstalling them lifts
+nothing. Keep agents in the namespace of the controller that is to believe them, and one on each node. With
+`kubectl apply` or `rbac.create=false` nobody refuses: mind it yourself.
 
 ## To allow eviction
 
