@@ -49,8 +49,18 @@ from otlp_collector import http_collector
 OWN = own_rows.PREFIX
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/claimscope/leases/claimscope-controller"
 LEASE_SECONDS = 3
-# All but what takes a minute of watching.
-ROWS = (cluster_rows.FAMILIES.keys() | own_rows.FAMILIES.keys()) - {"dra_claim_leaked"}
+# All but what takes a minute of watching, and what needs a web configuration file (test_web_tls.py) or authorization by
+# Kubernetes (test_web_review.py).
+ROWS = (cluster_rows.FAMILIES.keys() | own_rows.FAMILIES.keys()) - {
+    "dra_claim_leaked",
+    *(
+        OWN + name
+        for name in (
+            "reviews_total", "web_requests_refused_total", "web_config_last_reload_successful",
+            "web_config_last_reload_success_timestamp_seconds", "web_certificate_expiry_timestamp_seconds",
+        )
+    ),
+}
 
 
 # ---- everything at once --------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _same_metrics(points: dict[Point, Any], scrape: Scrape) -> None:
     """Every family that is served is pushed, but for what is only known when a scrape is answered."""
     families = Collector(QUANTITIES).families
     table = OtelTable(families, QUANTITIES)
-    web = ("scrape", "render", "series")
+    web = ("scrape", "render", "series", "web_", "reviews")
     served = {
         metric
         for sample in scrape.samples

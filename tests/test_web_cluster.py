@@ -472,6 +472,32 @@ async def test_a_client_that_asks_for_ever_other_answers_is_refused_and_others_a
         assert (found.count(200), found.count(503)) == (5, 15)  # one is made, four wait
 
 
+async def test_a_client_that_asks_for_ever_other_claims_is_refused_and_others_are_served() -> None:
+    begun: list[str] = []
+    go_on = asyncio.Event()
+
+    async def slowly(namespace: str, name: str) -> Explanation:
+        begun.append(name)
+        await go_on.wait()
+        return explain(namespace, name)
+
+    greedy = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), limit=0)
+    async with (
+        serving(Controller(explain=slowly)) as (site, _, session),
+        aiohttp.ClientSession(site.url, connector=greedy) as many,
+    ):
+        asking = [asyncio.create_task(many.get(f"/api/v1/claims/team-a/guess-{at}")) for at in range(20)]
+        done, _ = await asyncio.wait(asking, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert (done.pop().result().status, len(begun)) == (503, 1)
+        other = asyncio.create_task(session.get("/api/v1/claims/team-a/guess"))
+        async with asyncio.timeout(20):
+            while len(begun) < 2:  # noqa: ASYNC110 - the server tells nobody
+                await asyncio.sleep(0.001)
+        go_on.set()
+        found = [(await each).status for each in asking]
+        assert ((await other).status, found.count(503)) == (404, 15)  # one is made, four wait
+
+
 async def test_answers_of_a_newer_snapshot_and_of_none_are_not_those_of_before() -> None:
     asked = Controller()
     async with serving(asked) as (_, _, session):

@@ -6,6 +6,7 @@ Works for claims in every state and for names that no claim has.
 from __future__ import annotations
 
 import difflib
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from claimscope.claims.workloads import workload_of
 from claimscope.kube.objects import Pod, ResourceClaim, unix_seconds
 
 WIDTH: Final = 110
+_COMPARED: Final = 200  # names that a misspelt one is compared with
 _POD_WORDS: Final = {
     Doing.PREPARING: "its devices, volumes and network are being prepared",
     Doing.PREPARE_FAILED: "its devices cannot be prepared",
@@ -146,9 +148,11 @@ def _of_nothing(
         reason, evidence, cure = found.reason, (found.summary, *found.evidence), found.cure
     elif known:
         cure = "see the claims of the namespace: kubectl get resourceclaims"
-    names = {each.name: str(each) for each in cluster.claims if each.namespace == namespace}
+    beside = [each.name for each in cluster.claims if each.namespace == namespace]
     others = [str(each) for each in cluster.claims if each.name == name]
-    alike = [names[each] for each in difflib.get_close_matches(name, names, n=5, cutoff=0.6)]
+    # A comparison takes some 20 us: of a large namespace only those that begin alike.
+    beside.sort(key=lambda each: -len(os.path.commonprefix((each, name))))  # noqa: RUF071 - these are no paths
+    alike = [str(Key(namespace, each)) for each in difflib.get_close_matches(name, beside[:_COMPARED], n=5, cutoff=0.6)]
     return Explanation(
         namespace=namespace, name=name, exists=False, verdict=verdict, reason=reason, evidence=evidence, cure=cure,
         pods=tuple(_pod(cluster, each, entry) for each, entry in users or needs),

@@ -9,7 +9,6 @@ answers with the name of the replica that leads.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -27,7 +26,7 @@ from claimscope.web.cluster_documents import (
     waits_document,
 )
 from claimscope.web.cluster_page import CONTENT_SECURITY_POLICY, page_body, render_page
-from claimscope.web.making import OLDEST_SECONDS, Answers, CrowdedError, Makers
+from claimscope.web.making import OLDEST_SECONDS, Answers, CrowdedError, Makers, on_the_loop
 from claimscope.web.review.sight import EVERYTHING, VIEWER, Sight, sight_of
 from claimscope.web.review.visible import ClusterIndex, hidden_words, visible_explanation
 from claimscope.web.site import (
@@ -134,6 +133,7 @@ class _ClusterSite(Site):
         self._exposition: ClusterExposition | None = None
         self._rendering = asyncio.Lock()
         self._makers = Makers()
+        self._explainers = Makers(run=on_the_loop)
         self._cluster: _Cluster | None = None
 
     async def body(self, openmetrics: bool, gzip: bool) -> Body:
@@ -222,9 +222,9 @@ class _ClusterSite(Site):
             sight = await cluster.sight(request, (namespace,))
             if not sight.shows(namespace):  # before it is looked up: the answer must not tell whether it exists
                 return in_json({"error": _NOT_YOURS.format(namespace[:80])}, status=403)
-            found = self.explain(namespace, name)
-            if inspect.isawaitable(found):
-                found = await found
+            found = await self._explainers.made(
+                (namespace, name), request.remote or "", lambda: self.explain(namespace, name)
+            )
             if found is None:
                 raise Nothing(_READING)
             if not sight.everything:

@@ -8,9 +8,10 @@ a few seconds, so that those that many ask for take a part of one core at most.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
 
 AT_ONCE: Final = 2
@@ -30,18 +31,27 @@ class CrowdedError(Exception):
     """Too many answers are being made already."""
 
 
+async def on_the_loop(make: Callable[[], T | Awaitable[T]]) -> T:
+    """Runs what must not be in a thread, since it reads what watches change; between two of them the loop turns."""
+    await asyncio.sleep(0)
+    made = make()
+    return await made if inspect.isawaitable(made) else made
+
+
 class Makers:
-    """Runs what takes long in worker threads, for one client after the other."""
+    """Runs what takes long, in worker threads unless told otherwise, for one client after the other."""
 
     def __init__(
-        self, *, at_once: int = AT_ONCE, waiting: int = WAITING, waiting_of_client: int = WAITING_OF_CLIENT
+        self, *, at_once: int = AT_ONCE, waiting: int = WAITING, waiting_of_client: int = WAITING_OF_CLIENT,
+        run: Callable[[Callable[[], Any]], Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         self._at_once, self._waiting, self._waiting_of_client = at_once, waiting, waiting_of_client
+        self._run = run
         self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
         self._busy: set[str] = set()  # clients
         self._line: deque[tuple[str, asyncio.Future[None]]] = deque()
 
-    async def made(self, key: Hashable, client: str, make: Callable[[], T]) -> T:
+    async def made(self, key: Hashable, client: str, make: Callable[[], T | Awaitable[T]]) -> T:
         """What `make` returns, once for all who ask for this key meanwhile. Raises CrowdedError."""
         task: asyncio.Task[T] | None = self._under_way.get(key)
         if task is None:
@@ -68,10 +78,10 @@ class Makers:
         self._line.append((client, turn))
         return turn
 
-    async def _make(self, client: str, turn: asyncio.Future[None], make: Callable[[], T]) -> T:
+    async def _make(self, client: str, turn: asyncio.Future[None], make: Callable[[], Any]) -> Any:  # noqa: ANN401
         await turn
         try:
-            return await asyncio.to_thread(make)
+            return await self._run(make)
         finally:
             self._leave(client)
 
