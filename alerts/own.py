@@ -21,6 +21,9 @@ _AWAY: Final = f"time() - max by ({NODE}) (claimscope_controller_agent_lease_ren
 _AGENT: Final = "The agent of node {{ $labels.node }}"
 # As the chart's monitors call it; a PodMonitor of somebody else's is called NAMESPACE/claimscope-agent.
 _AGENT_JOB: Final = 'job=~"(.*/)?claimscope-agent"'
+_SERVER: Final = f"{NODE}, instance"  # of an agent or a controller; Prometheus may know no node of the latter
+_THE_SERVER: Final = "{{ $labels.instance }}{{ with $labels.node }} on node {{ . }}{{ end }}" + THE_CLUSTER
+_PLAIN: Final = "the demo serves plain HTTP, without a web configuration file"
 
 AGENTS: Final = Group(
     name="dra-agents",
@@ -199,6 +202,40 @@ max by (cluster, node, result) (
             not_in_demo="the demo pushes to no Collector",
             summary="Points pushed to the OpenTelemetry Collector get lost.",
             description="{{ humanize $value }} points a second do not arrive: {{ $labels.result }}.",
+        ),
+        Alert(
+            name="DRAWebCertificateExpiring",
+            # Below zero it has expired, and goes on being told.
+            expr=f"""
+min by ({_SERVER}) (
+  claimscope_agent_web_certificate_expiry_timestamp_seconds
+  or
+  claimscope_controller_web_certificate_expiry_timestamp_seconds
+) - time() < [[seconds]]""",
+            thresholds={"seconds": 604800},
+            hold="1h",
+            severity="warning",
+            owner="platform",
+            not_in_demo=_PLAIN,
+            summary="The certificate of an agent's or controller's web server ends soon, or has ended.",
+            description=f"The certificate of {_THE_SERVER} "
+            "{{ if gt $value 0.0 }}ends in {{ humanizeDuration $value }}{{ else }}has expired{{ end }}.",
+        ),
+        Alert(
+            name="DRAWebConfigurationNotLoaded",
+            expr=f"""
+min by ({_SERVER}) (
+  claimscope_agent_web_config_last_reload_successful
+  or
+  claimscope_controller_web_config_last_reload_successful
+) == 0""",
+            hold="15m",
+            severity="warning",
+            owner="platform",
+            not_in_demo=_PLAIN,
+            summary="A changed web configuration is not taken: the version before it stays in force.",
+            description=f"The web server of {_THE_SERVER} cannot use its web configuration file, or a certificate, key"
+            " or authority that it names.",
         ),
     ),
 )

@@ -510,6 +510,38 @@ async def test_who_waits_for_others_waits_no_longer_than_for_the_api_server() ->
         assert b.reviews()[1] < 48  # 16 at once; whoever waited for those was given up with them
 
 
+async def test_a_queue_of_our_own_is_no_api_server_that_is_away() -> None:
+    """Else who asks much would keep alive what was allowed once and is not any more."""
+    allowed = {"kept"}
+
+    def rules(user: User, asked: Asked) -> bool:
+        return user.name == "claimscope" or asked.namespace in allowed
+
+    async with bench(seconds=0.5, rules=rules) as b:
+        caller = Caller(name="alice")
+        kept = Deed(verb="get", resource="r", namespace="kept")
+        assert await b.reviewer.may(caller, kept)
+        allowed.clear()
+        b.clock.advance(301)
+        b.api.pause()
+        asking = [
+            asyncio.create_task(b.reviewer.may(caller, Deed(verb="get", resource="r", namespace=f"n-{n}")))
+            for n in range(200)
+        ]
+        while b.reviews()[1] < 17:  # noqa: ASYNC110 - the server counts, and tells nobody
+            await asyncio.sleep(0)
+        b.api.resume()
+        while b.reviewer.results["access", "denied"] == 0:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0)
+        b.api.pause()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        crowded = [each for each in found if isinstance(each, CrowdedError)]
+        assert len(crowded) >= 100
+        assert len(crowded) == b.reviewer.results["access", "shed"] == 200 - found.count(False)
+        b.api.resume()
+        assert not await b.reviewer.may(caller, kept)
+
+
 async def test_no_token_is_ever_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with bench() as b:

@@ -29,6 +29,15 @@ _WATCH: Final = _controller("watch_last_event_timestamp_seconds", 'resource="pod
 _LEASE: Final = _controller("agent_lease_renew_timestamp_seconds", 'node="n1"')
 _KNOWN: Final = {'dra_node_mode_info{node="n1",mode="dra"}': "1x60"}
 _MAINTENANCE: Final = {'dra_node_maintenance_state{node="n1",state="ready"}': "1x60"}
+_EXPIRY: Final = "web_certificate_expiry_timestamp_seconds"
+_LOADED: Final = "web_config_last_reload_successful"
+_AT: Final = ',instance="a1"'
+_OTHER: Final = ',instance="a2"'
+_SERVER: Final = {**_NODE, "instance": "a1"}
+_NOT_LOADED: Final = (
+    "The web server of {} in cluster east cannot use its web configuration file, or a certificate, key or authority"
+    " that it names."
+)
 _EDGE: Final = 'gpu_allocation_info{node="n1",uuid="GPU-a",namespace="claimscope"'
 
 _AGENTS: Final = (
@@ -205,6 +214,44 @@ _AGENTS: Final = (
             _agent("otlp_points_total", ',result="refused"'): "0x60",
         },
         at="35m",
+    ),
+    Case(
+        alert="DRAWebCertificateExpiring", about="an agent's, in less than seven days, scraped by two jobs",
+        series={_agent(_EXPIRY, f',instance="a1",job="{job}"'): "600000x70" for job in ("a", "b")}, at="61m",
+        fires=(
+            Fired(
+                labels=_SERVER,
+                says="The certificate of a1 on node n1 in cluster east ends in 6d 21h 39m 0s.",
+            ),
+        ),
+    ),
+    Case(
+        alert="DRAWebCertificateExpiring", about="a controller's, an hour ago",
+        series={_controller(_EXPIRY): "60x130"}, at="2h",
+        fires=(
+            Fired(labels={"instance": "c1"}, says="The certificate of c1 in cluster east has expired."),
+        ),
+    ),
+    Case(
+        alert="DRAWebCertificateExpiring", about="three months left",
+        series={_agent(_EXPIRY, _AT): "7776000x70", _controller(_EXPIRY): "7776000x70"}, at="61m",
+    ),
+    Case(
+        alert="DRAWebCertificateExpiring", about="renewed within the hour",
+        series={_agent(_EXPIRY, _AT): "600000x50 7776000x40"}, at="70m",
+    ),
+    Case(
+        alert="DRAWebConfigurationNotLoaded", about="an agent's and a controller's",
+        series={_agent(_LOADED, _AT): "1x3 0x60", _controller(_LOADED): "0x60", _agent(_LOADED, _OTHER): "1x60"},
+        at="20m",
+        fires=(
+            Fired(labels=_SERVER, says=_NOT_LOADED.format("a1 on node n1")),
+            Fired(labels={"instance": "c1"}, says=_NOT_LOADED.format("c1")),
+        ),
+    ),
+    Case(
+        alert="DRAWebConfigurationNotLoaded", about="a key that came a minute after its certificate",
+        series={_agent(_LOADED, _AT): "1x5 0x1 1x60", _controller(_LOADED): "1x60"}, at="25m",
     ),
 )  # fmt: skip
 

@@ -78,8 +78,8 @@ _ROWS = (
     _row("scrape_response_bytes", _GAUGE, "Size of the newest exposition before compression.", unit=Unit.BYTES),
     _row("reviews_total", _COUNTER,
          "Questions to the API server who a caller is (token) and what they may do (access), by what came of them; "
-         "shed: unknown tokens, or namespaces of one user, that were too many to ask about. Only with "
-         "--web-authorization=kubernetes.",
+         "shed: unknown tokens, or namespaces of one user, that were too many to ask about, or waited "
+         "too long for their turn. Only with --web-authorization=kubernetes.",
          "review", "result"),
     _row("web_connections", _GAUGE, "Connections to the web server that are open now."),
     _row("web_connections_cut_total", _COUNTER,

@@ -131,8 +131,8 @@ _ROWS = (
     _counter(
         "reviews_total",
         "Questions to the API server who a caller is (token) and what they may do (access), by what came of them; "
-        "shed: unknown tokens, or namespaces of one user, that were too many to ask about. Only with "
-        "--web-authorization=kubernetes.",
+        "shed: unknown tokens, or namespaces of one user, that were too many to ask about, or waited "
+        "too long for their turn. Only with --web-authorization=kubernetes.",
         "review", "result",
     ),
     _gauge("web_connections", "Connections to the web server that are open now."),

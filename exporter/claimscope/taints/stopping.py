@@ -84,7 +84,9 @@ async def not_of_release(api: ApiClient, namespace: str, release: str) -> str | 
     """Why this release of Helm does not lift what stands; None where it does. Raises ApiError.
 
     Whose the taints are is told by the ClusterRole that its chart gives the same name in each release: Helm lets one
-    have it. Where there is none nobody writes taints any more, and what stands was left by an earlier version.
+    have it. Where there is none, no release with the chart's own roles writes taints, and what stands was left by an
+    earlier version. Nothing is known here of a release with `rbac.create=false` and roles written by hand: it has no
+    such ClusterRole unless somebody made one, and what it put up is then lifted by whichever release is uninstalled.
     """
     found = await _read(api, _MARK_PATH)
     if found is None:

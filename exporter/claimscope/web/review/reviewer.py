@@ -47,6 +47,7 @@ _PASSING: Final = frozenset(
 )  # fmt: skip
 _AWAY: Final = _PASSING - {ApiReason.UNAUTHORIZED}
 _CROWDED_TOKENS: Final = "too many unknown tokens are under review already; ask again in a moment"
+_CROWDED_LANE: Final = "the API server answers too slowly for all who ask; ask again in a moment"
 _CROWDED_DEEDS: Final = "you ask about more namespaces than are reviewed for one user; ask again in a moment"
 RESULTS: Final = (
     ("token", "accepted"), ("token", "refused"), ("token", "failed"), ("token", "shed"),
@@ -71,6 +72,7 @@ class _Lane:
     slots: asyncio.Semaphore
     waiting_max: int
     waiting: int = 0  # those under review among them
+    answered: int = 0  # how often the API server gave an answer
     away: bool = False  # the API server gave no answer to the last one
     ask_at_ns: int = 0
 
@@ -222,6 +224,9 @@ class Reviewer:
     async def _answer(self, review: str, lane: _Lane, ask: Callable[[], Awaitable[T]]) -> T:
         try:
             found = await self._patiently(lane, ask)
+        except CrowdedError:
+            self.results[review, "shed"] += 1
+            raise
         except ApiError as error:
             self.results[review, "failed"] += 1
             lane.away = error.reason in _AWAY
@@ -237,17 +242,27 @@ class Reviewer:
         return found
 
     async def _patiently(self, lane: _Lane, ask: Callable[[], Awaitable[T]]) -> T:
+        async def counted() -> T:
+            found = await ask()
+            lane.answered += 1
+            return found
+
+        before = lane.answered
         try:
             async with asyncio.timeout(self._seconds), lane.slots:
                 for pause in self._pauses:
                     try:
-                        return await ask()
+                        return await counted()
                     except ApiError as error:
                         if error.reason not in _PASSING:
                             raise
                     await asyncio.sleep(pause)
-                return await ask()
+                return await counted()
         except TimeoutError as error:
+            # Its time went by in our own queue, if others were answered meanwhile: the API server is there. To hold it
+            # for away would let who asks much prolong what anybody was once allowed.
+            if lane.answered > before:
+                raise CrowdedError(_CROWDED_LANE) from error
             raise ApiError(
                 ApiReason.TIMEOUT,
                 f"the API server answered no review within {self._seconds:g} s; check the network and its load",
