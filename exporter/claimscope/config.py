@@ -46,6 +46,23 @@ _API_SERVER_URL = (
     "`http://127.0.0.1:8001`. Unset: as the kubeconfig or the pod says."
 )
 
+# Settings that the agent and the controller have alike.
+WebConfigFile = Annotated[
+    str | None,
+    Meta(description="exporter-toolkit's web configuration file: TLS, client certificates, basic auth, headers, "
+         "rate limit, as docs/serving.md says; read again when it changes. Unset: plain HTTP, open to everybody."),
+]
+Authorization = Annotated[
+    WebAuthorization,
+    Meta(description="Who may see the pages: `off`, whoever reaches them; `kubernetes`, bearers of tokens that the "
+         "API server accepts, with rights as docs/authorization.md says."),
+]
+Audiences = Annotated[
+    tuple[str, ...],
+    Meta(description="With `--web-authorization=kubernetes`: only tokens meant for one of these audiences. Unset: "
+         "those meant for the API server."),
+]
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The agent's settings. Every field is a flag, an environment variable and a key of the file."""
@@ -54,21 +71,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(description="Address that /metrics is served on: `:19400`, `127.0.0.1:19400` or `[::1]:19400`."),
     ] = ":19400"
-    web_config_file: Annotated[
-        str | None,
-        Meta(description="exporter-toolkit's web configuration file: TLS, client certificates, basic auth, headers, "
-             "rate limit, as docs/serving.md says; read again when it changes. Unset: plain HTTP, open to everybody."),
-    ] = None
-    web_authorization: Annotated[
-        WebAuthorization,
-        Meta(description="Who may see the pages: `off`, whoever reaches them; `kubernetes`, bearers of tokens that the "
-             "API server accepts, with rights as docs/authorization.md says."),
-    ] = "off"
-    web_authorization_audiences: Annotated[
-        tuple[str, ...],
-        Meta(description="With `--web-authorization=kubernetes`: only tokens meant for one of these audiences. Unset: "
-             "those meant for the API server."),
-    ] = ()
+    web_config_file: WebConfigFile = None
+    web_authorization: Authorization = "off"
+    web_authorization_audiences: Audiences = ()
     node_name: Annotated[
         str, Meta(description="Name of this Kubernetes node. Empty: the host name of the machine.")
     ] = ""
@@ -219,21 +224,9 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         str,
         Meta(description="Address that /metrics is served on: `:19401`, `127.0.0.1:19401` or `[::1]:19401`."),
     ] = ":19401"
-    web_config_file: Annotated[
-        str | None,
-        Meta(description="exporter-toolkit's web configuration file: TLS, client certificates, basic auth, headers, "
-             "rate limit, as docs/serving.md says; read again when it changes. Unset: plain HTTP, open to everybody."),
-    ] = None
-    web_authorization: Annotated[
-        WebAuthorization,
-        Meta(description="Who may see the pages: `off`, whoever reaches them; `kubernetes`, bearers of tokens that the "
-             "API server accepts, with rights as docs/authorization.md says."),
-    ] = "off"
-    web_authorization_audiences: Annotated[
-        tuple[str, ...],
-        Meta(description="With `--web-authorization=kubernetes`: only tokens meant for one of these audiences. Unset: "
-             "those meant for the API server."),
-    ] = ()
+    web_config_file: WebConfigFile = None
+    web_authorization: Authorization = "off"
+    web_authorization_audiences: Audiences = ()
     kubeconfig: Annotated[
         str | None, Meta(description="Credentials for the API server outside a cluster. Unset: the pod's own.")
     ] = None

@@ -1,7 +1,8 @@
 """Which machines can be simulated? Identities and limits of real boards, as their drivers report them.
 
 Memory, power and clock figures are those nvidia-smi shows on such boards; MIG profiles follow NVIDIA's MIG user
-guide. UUIDs and serial numbers are made up, and the same in every run.
+guide. UUIDs and serial numbers are made up, and the same in every run; so are the part number, VBIOS and temperatures
+of a100x4-bridge, of which no board was at hand.
 """
 
 from __future__ import annotations
